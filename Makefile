@@ -1,0 +1,54 @@
+# make quickstart: from a fresh clone to a trained steering vector. make help lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+INSTALL := $(PIP) install -qq -c constraints.txt
+# Through the environment, since an old pip refuses an option that it does not know.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+quickstart: install ## install into $(VENV), then train a vector on the packaged tiny model
+	$(BIN)/steerkit fit --config configs/quickstart.yaml
+
+install: $(VENV)/.installed ## install steerkit and its pinned dependencies into $(VENV)
+
+test: $(VENV)/.installed-test ## install the test tools, then run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev ## ruff, its formatter, and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove caches and build products (not $(VENV), not runs/)
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The stamps lie in the environment, so a removed environment is made anew; they are older than pyproject.toml or
+# constraints.txt after a change there, and then pip runs again.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "steerkit needs Python 3.10 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV): two minutes, and a torch download, the first time"
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the test tools into $(VENV)"
+	$(INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the development tools into $(VENV)"
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-test

@@ -1,0 +1,67 @@
+"""What the verbs share: a progress display, the command line as text, quiet libraries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from steerkit.evaluation.arms import Progress
+from steerkit.runtime import keep_freed_memory
+
+_EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # batches are token tuples: a loader process would only add start-up time
+    ".*module.* in eval mode at the start of training.*",  # the frozen base is meant to be
+    ".*GPU available but not used.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*dataloader is not resumable.*",  # StepBatches is: it starts at the step that the checkpoint names
+)
+
+
+def prepare(seed_hash: bool = False) -> None:
+    """Settings of a command's process: memory kept, libraries' chatter off, our own log lines on."""
+    keep_freed_memory()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("steerkit").setLevel(logging.INFO)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def command_line(verb: str, arguments: Sequence[str]) -> str:
+    """The command as one could type it again."""
+    return shlex.join(["steerkit", verb, *arguments])
+
+
+@contextmanager
+def progress_display() -> Iterator[Progress]:
+    """A bar for each thing that runs, with the time left, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, int] = {}
+
+        def update(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = int(bars.add_task(label, total=total))
+            bars.update(tasks[label], completed=done)  # type: ignore[arg-type]
+
+        yield update

@@ -1,0 +1,142 @@
+"""``steerkit fit | validate | test | predict``: Lightning's CLI around SteeringModule and PromptDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from steerkit.commands.console import command_line, prepare, progress_display
+from steerkit.evaluation.results import results_table, write_samples
+from steerkit.files import ensure_folder, set_aside
+from steerkit.training import PromptDataModule, SteeringModule
+from steerkit.training.callbacks import SampleTable, VectorWriter
+from steerkit.training.report import ReportConfig, final_report
+
+
+class SteerkitCLI(LightningCLI):
+    """LightningCLI with a run folder: config, metrics, checkpoints, vector, results and samples live there."""
+
+    command = "steerkit"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", default="runs/latest", help="folder of this run; an older run is set aside")
+        parser.add_argument("--vector_every", type=int, default=20, help="steps between writes of run_dir/vector")
+        parser.add_argument("--samples_every", type=int, default=20, help="steps between sample tables; 0: none")
+        parser.add_dataclass_arguments(ReportConfig, "report")
+        parser.set_defaults({"trainer.log_every_n_steps": 1, "trainer.num_sanity_val_steps": 0})
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def _option(self, name: str) -> Any:
+        return self.config[self.subcommand][name]
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self._option("run_dir"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self.config[self.subcommand]
+        fitting = self.subcommand == "fit"
+        if fitting and not config.get("ckpt_path"):
+            aside = set_aside(self.run_dir)
+            if aside is not None:
+                print(f"{self.run_dir} held an earlier run: moved to {aside}.")
+        ensure_folder(self.run_dir)
+        if config["trainer"].get("logger") is None:
+            loggers: Any = False
+            if fitting:
+                loggers = [CSVLogger(self.run_dir, "", ""), TensorBoardLogger(self.run_dir, "tensorboard", "")]
+            kwargs["logger"] = loggers
+        if config["trainer"].get("default_root_dir") is None:
+            kwargs["default_root_dir"] = str(self.run_dir)
+        trainer = super().instantiate_trainer(**kwargs)
+        if fitting:
+            trainer.callbacks[:] = self._callbacks(trainer.callbacks)
+        return trainer
+
+    def _callbacks(self, given: list[Callback]) -> list[Callback]:
+        ours: list[Callback] = [
+            VectorWriter(self.run_dir / "vector", self.receipts, self._option("vector_every")),
+            SampleTable(self._option("samples_every")),
+        ]
+        kept = [c for c in given if type(c) is not ModelCheckpoint or c.dirpath]
+        if len(kept) < len(given):  # Lightning's default checkpoint: put it into the run folder, every few steps
+            every = self._option("vector_every")
+            ours.append(ModelCheckpoint(self.run_dir / "checkpoints", save_last=True, every_n_train_steps=every))
+        # Checkpoints come last (Lightning's rule), so that they see what the others did.
+        return sorted([*kept, *ours], key=lambda callback: isinstance(callback, ModelCheckpoint))
+
+    def receipts(self) -> dict[str, Any]:
+        """What the vector's card says of its making."""
+        settings = self.model.settings
+        return {
+            "command": self.command,
+            "dataset": self.datamodule.name,
+            "dataset_spec": self.datamodule.spec,
+            "steps": self.trainer.global_step,
+            "prompts_per_step": self.datamodule.prompts_per_step,
+            "samples_per_prompt": settings.samples_per_prompt,
+            "temperature": settings.temperature,
+            "lr": settings.lr,
+            "seed": settings.seed,
+            "objective": settings.objective,
+            "rewards": settings.rewards,
+        }
+
+    def after_fit(self) -> None:
+        """Write the vector, measure the arms, print the table."""
+        if not self.trainer.is_global_zero:
+            return
+        self.model.steering_vector(self.receipts()).save_pretrained(self.run_dir / "vector")
+        config = self.config_init[self.subcommand]["report"]
+        if not config.arms:
+            return
+        with progress_display() as progress:
+            report = final_report(self.model, self.datamodule, config, self.run_dir, self.command, progress)
+        from rich.console import Console
+
+        steps = self.trainer.global_step
+        title = f"{self.model.settings.base} on {self.datamodule.name}, test split, after {steps} steps"
+        console = Console()
+        console.print(results_table(report.evaluation.rows, title))
+        print(f"Wrote {report.path}, {self.run_dir / 'vector'} and {self.run_dir / 'samples.parquet'}.")
+
+    def after_predict(self) -> None:
+        """Write ``predictions.parquet``."""
+        batches = self.trainer.predict_loop.predictions
+        groups = [group for batch in batches for group in batch]
+        records = [
+            {"id": group.example.id, "answer": group.example.answer, **_plain(asdict(rollout))}
+            for group in groups
+            for rollout in group.rollouts
+        ]
+        write_samples(self.run_dir / "predictions.parquet", records)
+        print(f"Wrote {len(records)} completions to {self.run_dir / 'predictions.parquet'}.")
+
+
+def _plain(rollout: dict[str, Any]) -> dict[str, Any]:
+    return {"completion": rollout["text"], "finish_reason": rollout["finish_reason"], "tokens": len(rollout["token_ids"])}
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Parse the config and run one of Lightning's verbs."""
+    prepare()
+    SteerkitCLI.command = command_line(verb, arguments)
+    SteerkitCLI(
+        SteeringModule,
+        PromptDataModule,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfigCallback if verb == "fit" else None,
+        save_config_kwargs={"overwrite": True},
+        args=[verb, *arguments],
+        parser_kwargs={"prog": "steerkit"},
+    )
+    return 0

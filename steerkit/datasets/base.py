@@ -1,0 +1,27 @@
+"""The contract of a prompt data set (entry-point group ``steerkit.datasets``)."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+from steerkit.types import Example
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@runtime_checkable
+class PromptDataset(Protocol):
+    """Problems with gold answers.
+
+    An implementation promises: the same settings give the same examples in the same order, ids are unique within
+    a split, no problem and no answer is empty, and no problem is in two splits.
+    """
+
+    def load(self, split: Split) -> list[Example]:
+        """All examples of ``split``.
+
+        Raises:
+            DataError: if the data set can't be read, has no such split, or the split is empty.
+        """
+        ...

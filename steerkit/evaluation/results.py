@@ -1,0 +1,83 @@
+"""``results.json``, ``samples.parquet`` and the table on the screen."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerkit.evaluation.arms import Evaluation
+from steerkit.files import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = 1
+PACKAGES = ("steerkit", "torch", "transformers", "lightning", "math-verify", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions: what a number depends on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    return found | {package: metadata.version(package) for package in PACKAGES}
+
+
+def write_results(
+    folder: str | Path,
+    evaluation: Evaluation,
+    model: str,
+    vector: str | None,
+    seed: int,
+    command: str,
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Write ``results.json`` and ``samples.parquet`` atomically; returns the path of the former."""
+    target = Path(folder)
+    write_samples(target / "samples.parquet", evaluation.samples)
+    record = {"schema": SCHEMA, "model": model, "vector": vector, "rows": evaluation.rows}
+    record |= {"versions": versions(), "seed": seed, "command": command, **(extra or {})}
+    write_json(target / "results.json", record)
+    return target / "results.json"
+
+
+def write_samples(path: str | Path, samples: Sequence[dict[str, Any]]) -> None:
+    """One row a sample; lone surrogates (a model can produce them) become replacement characters."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    clean = [{k: _utf8(v) if isinstance(v, str) else v for k, v in sample.items()} for sample in samples]
+    with atomic_path(path) as temporary:
+        parquet.write_table(pa.Table.from_pylist(clean), temporary)
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """Accuracy in percent with its 95 % interval, a row for each arm and temperature."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("arm", no_wrap=True)
+    for name in ("temp.", "accuracy %", "95 % interval", "n x k", "tokens", "cut off", "faults"):
+        table.add_column(name, justify="right", no_wrap=True)
+    previous = None
+    for row in rows:
+        if previous is not None and row["arm"] != previous:
+            table.add_section()
+        low, high = row["ci95"]
+        table.add_row(
+            row["arm"] if row["arm"] != previous else "",
+            f"{row['temperature']:g}",
+            f"{100 * row['accuracy']:.1f}",
+            f"[{100 * low:.1f}, {100 * high:.1f}]".replace("[", "\\["),
+            f"{row['n']} x {row['k']}",
+            f"{row['mean_tokens']:.1f}",
+            str(row["truncated"]),
+            str(row["faults"]),
+        )
+        previous = row["arm"]
+    return table

@@ -1,0 +1,77 @@
+"""Writing a file so that a reader, or a crash, never meets half of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from steerkit.errors import SteerkitError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is synced and renamed, on failure removed.
+
+    Raises:
+        SteerkitError: if the folder can't be written.
+    """
+    target = Path(path)
+    ensure_folder(target.parent)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide a result from the user's group
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, record: Any) -> None:
+    """Write ``record`` as indented JSON, whole or not at all; NaN is refused (it is no JSON)."""
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def ensure_folder(path: str | Path) -> Path:
+    """Make the folder, and see that it can be written to, before any work is put into its content.
+
+    Raises:
+        SteerkitError: in one line, with the folder's name and the system's reason.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SteerkitError(f"Can't write to folder {folder}: {reason}. Give another one, or mend its rights.") from None
+    return folder
+
+
+def set_aside(folder: str | Path) -> Path | None:
+    """Rename a folder that has something in it to the first free ``folder.N``, so that a new run loses nothing."""
+    path = Path(folder)
+    if not path.is_dir() or not any(path.iterdir()):
+        return None
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside

@@ -1,0 +1,7 @@
+"""Rewards in TRL's signature, and their weighted sum."""
+
+from steerkit.rewards.base import Reward
+from steerkit.rewards.rubric import Rubric, RubricScores
+from steerkit.rewards.verifiable import Verifiable
+
+__all__ = ["Reward", "Rubric", "RubricScores", "Verifiable"]

@@ -1,0 +1,94 @@
+"""Calls any reward, one of ours or a TRL function, and checks what it returns."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from steerkit.errors import SteerkitError
+
+RewardFunction = Callable[..., Any]
+
+
+def call_reward(
+    name: str,
+    reward: RewardFunction,
+    prompts: list[str],
+    completions: list[str],
+    completion_ids: list[list[int]],
+    columns: Mapping[str, Sequence[Any]],
+) -> list[float | None]:
+    """The reward's numbers, one per completion; arguments that its signature has no place for are left out.
+
+    Raises:
+        SteerkitError: named after the reward: a column is missing, the function raised, the number of items is
+            wrong, or an item is neither a finite number nor None.
+    """
+    arguments = {**columns, "prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+    try:
+        values = reward(**_accepted(name, reward, arguments))
+        if inspect.isawaitable(values):
+            values = _wait(values)
+    except SteerkitError:
+        raise
+    except Exception as error:
+        raise SteerkitError(f"Reward '{name}' raised {type(error).__name__}: {error}") from error
+    if not hasattr(values, "__iter__") or isinstance(values, (str, bytes, Mapping)):
+        raise SteerkitError(f"Reward '{name}' must return a list, one number per completion, got {values!r:.80}.")
+    items = list(values)
+    if len(items) != len(completions):
+        raise SteerkitError(f"Reward '{name}' returned {len(items)} items for {len(completions)} completions.")
+    return [_number(name, index, item) for index, item in enumerate(items)]
+
+
+def _accepted(name: str, reward: RewardFunction, arguments: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(reward).parameters.values()
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    missing = [parameter for parameter in needed if parameter not in arguments]
+    if missing:
+        raise SteerkitError(
+            f"Reward '{name}' asks for '{missing[0]}', which is not there; available: {', '.join(sorted(arguments))}."
+        )
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return arguments
+    names = {parameter.name for parameter in parameters}
+    return {key: value for key, value in arguments.items() if key in names}
+
+
+def _wait(values: Awaitable[Any]) -> Any:
+    """The result of an async reward. In a thread of its own, since a notebook's thread runs a loop already."""
+    outcome: list[Any] = []
+    errors: list[Exception] = []
+
+    async def finish() -> Any:
+        return await values
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(finish()))
+        except Exception as error:  # raised again in the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+def _number(name: str, index: int, item: Any) -> float | None:
+    if item is None:
+        return None
+    if hasattr(item, "item"):  # a number out of a tensor or an array
+        item = item.item()
+    if not isinstance(item, Real) or not math.isfinite(item):
+        raise SteerkitError(f"Reward '{name}' returned {item!r:.80} for completion {index}; expected a number or None.")
+    return float(item)

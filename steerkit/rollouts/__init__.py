@@ -1,0 +1,17 @@
+"""Rollouts: samplers, counter-based random numbers, and the log-probabilities of what was sampled."""
+
+from steerkit.rollouts.prompting import encode_prompts
+from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams
+from steerkit.rollouts.teacher_forcing import completion_log_probs, micro_batches
+from steerkit.rollouts.uniforms import fold_seed, uniforms
+
+__all__ = [
+    "EncodedPrompt",
+    "Sampler",
+    "SamplingParams",
+    "completion_log_probs",
+    "encode_prompts",
+    "fold_seed",
+    "micro_batches",
+    "uniforms",
+]

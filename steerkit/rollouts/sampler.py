@@ -1,0 +1,112 @@
+"""The sampler contract (group ``steerkit.samplers``) and what goes in and out of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from steerkit.errors import SteerkitError
+from steerkit.types import Example, RolloutGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from steerkit.models import SteeredModel
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt ready to be sampled from."""
+
+    example: Example
+    text: str
+    """The rendered prompt."""
+    ids: tuple[int, ...]
+    """[P] its token ids, without padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How completions are drawn; the papers use temperature 1 without truncation of the distribution."""
+
+    temperature: float = 1.0
+    """0 means greedy."""
+    max_tokens: int = 128
+    """Length limit of a completion; one that reaches it has finish reason ``length``."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise SteerkitError(f"temperature must be 0 (greedy) or more, got {self.temperature}.")
+        if self.max_tokens < 1:
+            raise SteerkitError(f"max_tokens must be at least 1, got {self.max_tokens}.")
+
+
+class Sampler(ABC):
+    """Draws K completions of each prompt from the steered model, without gradients."""
+
+    @abstractmethod
+    def stream(
+        self,
+        model: SteeredModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[EncodedPrompt],
+        k: int,
+        params: SamplingParams,
+        seed: int,
+    ) -> Iterator[tuple[int, RolloutGroup]]:
+        """Yield (index into ``prompts``, its group of K rollouts) as groups are done, in any order.
+
+        The t-th token of sample j of a problem must be drawn by the uniform of (seed, problem id, j, t), see
+        :mod:`steerkit.rollouts.uniforms`. Log-probabilities are those of logits / temperature (temperature 1 if greedy).
+        """
+
+    def sample(
+        self,
+        model: SteeredModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[EncodedPrompt],
+        k: int,
+        params: SamplingParams,
+        seed: int,
+    ) -> list[RolloutGroup]:
+        """All groups, in the order of ``prompts``."""
+        groups = dict(self.stream(model, tokenizer, prompts, k, params, seed))
+        return [groups[index] for index in range(len(prompts))]
+
+
+def draw_tokens(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token a row by the inverse of the cumulative distribution.
+
+    Args:
+        logits: [R, V].
+        u: [R] uniforms in [0, 1); not read when greedy.
+        temperature: 0 is greedy.
+
+    Returns:
+        (ids [R], log-probabilities [R] in nats, fp32).
+    """
+    scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
+    log_probs = torch.log_softmax(scaled, dim=-1)
+    if temperature == 0:
+        ids = scaled.argmax(dim=-1)
+    else:
+        cdf = log_probs.exp().cumsum(dim=-1)
+        # Scaling u by the last entry takes out the rounding of the sum; right=True never picks a zero-probability id.
+        target = (u.to(cdf.dtype) * cdf[:, -1]).unsqueeze(-1)
+        ids = torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+    return ids, log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def stop_ids(model: SteeredModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The end-of-sequence ids of the tokenizer and of the model's generation config."""
+    configured = getattr(model.base.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, (list, tuple)) else [configured]
+    found = frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
+    if not found:
+        raise SteerkitError("The model has no end-of-sequence token: set eos_token_id in its generation config.")
+    return found

@@ -1,0 +1,145 @@
+"""PromptDataModule: batches of problems whose order is a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning as L
+from torch.utils.data import DataLoader, Sampler
+
+from steerkit.datasets import open_dataset
+from steerkit.errors import DataError, SteerkitError
+from steerkit.rollouts import EncodedPrompt
+from steerkit.types import Example
+
+
+class StepBatches(Sampler[list[int]]):
+    """Batch s of a run: the s-th slice of seeded permutations laid end to end.
+
+    So the data position is the step number alone: a resumed run goes on where it stopped, and no epoch boundary
+    leaves a smaller batch.
+
+    Args:
+        n_items: problems.
+        batch_size: problems a batch.
+        n_batches: batches one pass over the loader yields.
+        seed: of the permutations.
+        first_step: called when a pass begins; the run's step number at that time.
+    """
+
+    def __init__(
+        self, n_items: int, batch_size: int, n_batches: int, seed: int, first_step: Callable[[], int] = lambda: 0
+    ) -> None:
+        self.n_items, self.batch_size, self.n_batches = n_items, batch_size, n_batches
+        self.seed, self.first_step = seed, first_step
+        self._cached: tuple[int, list[int]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.first_step()
+        for step in range(first, first + self.n_batches):
+            yield [self._item(step * self.batch_size + k) for k in range(self.batch_size)]
+
+    def _item(self, position: int) -> int:
+        epoch, offset = divmod(position, self.n_items)
+        if self._cached[0] != epoch:
+            order = list(range(self.n_items))
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+            self._cached = (epoch, order)
+        return self._cached[1][offset]
+
+
+class PromptDataModule(L.LightningDataModule):
+    """Problems for training, validation and test.
+
+    Args:
+        dataset: a plugin of group ``steerkit.datasets`` (``arithmetic``), ``{name: ..., **settings}``, a file or folder
+            of records, or a hub id.
+        data_root: folder in which relative paths are looked up.
+        prompts_per_step: problems in one training batch (each gets ``samples_per_prompt`` rollouts).
+        n_validation: problems of the validation split used while training; null uses all.
+        n_test: problems of the test split used by ``test`` and by the report; null uses all.
+        long_prompts: what happens to a training prompt that doesn't fit the context: ``drop`` (counted) or ``refuse``.
+        seed: order of the training problems.
+    """
+
+    def __init__(
+        self,
+        dataset: str | dict[str, Any] = "arithmetic",
+        data_root: str | None = None,
+        prompts_per_step: int = 16,
+        n_validation: int | None = 64,
+        n_test: int | None = 256,
+        long_prompts: Literal["refuse", "drop"] = "drop",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if prompts_per_step < 1:
+            raise SteerkitError(f"prompts_per_step must be at least 1, got {prompts_per_step}.")
+        self.spec, self.data_root = dataset, data_root
+        self.prompts_per_step, self.n_validation, self.n_test = prompts_per_step, n_validation, n_test
+        self.long_prompts: Literal["refuse", "drop"] = long_prompts
+        self.seed = seed
+        self._dataset: Any = None
+        self._loaded: dict[str, list[Example]] = {}
+
+    @property
+    def name(self) -> str:
+        """What results call this set."""
+        settings = self.spec if isinstance(self.spec, dict) else {"name": self.spec}
+        paths = settings.get("path", settings["name"] if "name" in settings else "records")
+        return "+".join(Path(str(p)).stem for p in (paths if isinstance(paths, list) else [paths]))
+
+    def examples(self, split: Literal["train", "validation", "test"]) -> list[Example]:
+        """All problems of a split, at most ``n_validation`` / ``n_test`` of the last two.
+
+        Raises:
+            DataError: if the data set can't be read, or the split is empty.
+        """
+        if split not in self._loaded:
+            if self._dataset is None:
+                self._dataset = open_dataset(self.spec, self.data_root)
+            found = self._dataset.load(split)
+            if not found:
+                raise DataError(f"{self.name}: the {split} split is empty.")
+            limit = {"train": None, "validation": self.n_validation, "test": self.n_test}[split]
+            self._loaded[split] = found if limit is None else found[:limit]
+        return self._loaded[split]
+
+    def _prompts(self, split: Literal["train", "validation", "test"]) -> list[EncodedPrompt]:
+        from steerkit.training.module import SteeringModule
+
+        trainer = self.trainer
+        assert trainer is not None
+        module = cast(SteeringModule, trainer.lightning_module)
+        return module.encode(self.examples(split), self.long_prompts)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        trainer = self.trainer
+        assert trainer is not None
+        prompts = self._prompts("train")
+        n_batches = -(-len(prompts) // self.prompts_per_step)
+        if trainer.max_epochs in (None, -1) and trainer.max_steps > 0:
+            # One long epoch: the progress bar then counts to the end of the run and knows the time left.
+            n_batches = max(1, trainer.max_steps - trainer.global_step)
+        batches = StepBatches(
+            len(prompts), self.prompts_per_step, n_batches, self.seed, lambda: trainer.global_step
+        )
+        return DataLoader(cast(Any, prompts), batch_sampler=batches, collate_fn=list)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: Literal["validation", "test"]) -> DataLoader[Any]:
+        return DataLoader(cast(Any, self._prompts(split)), batch_size=64, collate_fn=list)

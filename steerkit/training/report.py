@@ -1,0 +1,101 @@
+"""The table at the end of ``steerkit fit``: base, steered and controls on problems that training never saw."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from steerkit.errors import SteerkitError
+from steerkit.evaluation.arms import Arm, Evaluation, Progress, Protocol, evaluate
+from steerkit.evaluation.openings import Opening, rank_openings
+from steerkit.evaluation.results import write_results
+from steerkit.training.data import PromptDataModule
+from steerkit.training.module import SteeringModule
+
+ARMS = ("base", "steered", "random", "prefix")
+
+
+@dataclass
+class ReportConfig:
+    """What ``fit`` measures when training is over.
+
+    Args:
+        arms: any of base, steered, random (norm-matched random vector), prefix (the base with its best one-token
+            opening prefilled, chosen on the validation split). An empty list turns the report off.
+        temperatures: 0 is greedy.
+        k: samples a problem at temperatures above 0.
+        openings: candidates for ``prefix``: the base's likeliest first tokens.
+        seed: of the samples and the random vector.
+    """
+
+    arms: list[str] = field(default_factory=lambda: list(ARMS))
+    temperatures: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    k: int = 2
+    openings: int = 6
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        unknown = [arm for arm in self.arms if arm not in ARMS]
+        if unknown:
+            raise SteerkitError(f"Unknown report arm {unknown[0]!r}: choose from {', '.join(ARMS)}.")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured and where it was written."""
+
+    evaluation: Evaluation
+    openings: list[Opening]
+    path: Path
+
+
+def final_report(
+    module: SteeringModule,
+    data: PromptDataModule,
+    config: ReportConfig,
+    run_dir: Path,
+    command: str,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure the arms on the test split; write ``results.json`` and ``samples.parquet`` to the run folder."""
+    module.configure_model()
+    assert module.loaded is not None
+    loaded, settings = module.loaded, module.settings
+    protocol = Protocol(
+        tuple(config.temperatures), config.k, settings.max_tokens, config.seed, sampler=settings.sampler
+    )
+    vector = module.steering_vector()
+    parameters = [p for p in module.policy.parameters() if p.requires_grad]
+    seconds = module.seconds_per_step
+    trained = {
+        "train_seed": settings.seed,
+        "lr": settings.lr if isinstance(settings.lr, float | int) else json.dumps(settings.lr),
+        "trainable_params": sum(p.numel() for p in parameters),
+        "optimizer_bytes": sum(2 * p.numel() * p.element_size() for p in parameters),  # AdamW: two moments
+        "seconds_per_step": median(seconds) if seconds else None,
+    }
+    openings: list[Opening] = []
+    arms = []
+    for name in config.arms:
+        if name == "base":
+            arms.append(Arm("base"))
+        elif name == "steered":
+            arms.append(Arm("steered", vector, facts=trained))
+        elif name == "random":
+            arms.append(Arm("random", vector.random_like(config.seed)))
+        else:
+            openings = rank_openings(loaded, data.examples("validation"), protocol, module.prompt, config.openings)
+            arms.append(Arm(f"prefix {openings[0].text!r}", assistant_prefix=openings[0].text))
+    evaluation = evaluate(
+        loaded, arms, data.examples("test"), protocol, module.prompt, data.name, progress, module.judge
+    )
+    extra: dict[str, Any] = {
+        "steps": len(seconds),
+        "vector_norms": vector.norms(),
+        "openings": [{"text": o.text, "probability": o.probability, "accuracy": o.accuracy} for o in openings],
+    }
+    path = write_results(run_dir, evaluation, loaded.name, str(run_dir / "vector"), settings.seed, command, extra)
+    return Report(evaluation, openings, path)
