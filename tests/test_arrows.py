@@ -39,11 +39,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": UPPER,
     "exporters": UPPER,
     "study": STUDY,
-    "commands": STUDY | {"study"},
-    "cli": STUDY | {"study", "commands"},
+    # cli.py dispatches, commands/ holds one file a verb: one room in two places.
+    "commands": STUDY | {"study", "__init__"},
+    "cli": STUDY | {"study", "commands", "__init__"},
     "__main__": {"cli"},
-    # Reached through its entry point only: the corpus is built on the arithmetic problems.
-    "zoo": BOTTOM | {"datasets", "models"},
+    # Reached through its entry point only (no room lists it, so no cycle can close): the corpus is built on the
+    # arithmetic problems, and the build script measures what it built.
+    "zoo": EVALUATION | {"evaluation"},
     # The checks that plugin authors run: nobody in steerkit imports them.
     "testing": UPPER,
     # Names are loaded lazily from anywhere; the imports there are for type checkers.
@@ -52,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Room -> the rooms that it may import; itself always, and ``from steerkit import __version__``."""
 
 ROOM_OF_LIBRARY = {
-    "lightning": {"training", "cli"},
+    "lightning": {"training", "cli", "commands"},
     "pytorch_lightning": set[str](),
     "nnsight": {"analysis"},
     "entrypoints": {"registry"},

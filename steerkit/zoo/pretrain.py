@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
+TOKENS_A_ROW = 40
+"""About the weighted tokens of a dialogue; only scales the gradient."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Shape and schedule of one model of the zoo."""
@@ -25,7 +29,7 @@ class Recipe:
     n_layers: int = 6
     n_heads: int = 4
     n_kv_heads: int = 2
-    steps: int = 3000
+    steps: int = 2000
     batch: int = 64
     lr: float = 3e-3
     warmup: int = 100
@@ -104,13 +108,15 @@ def pretrain(
         logits = model(ids, use_cache=False).logits[:, :-1]
         loss_per_token = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         weight = weights[:, 1:].flatten()
-        loss = (loss_per_token * weight).sum() / weight.sum()
-        loss.backward()
+        total = (loss_per_token * weight).sum()
+        # By a constant, not by this batch's tokens: batches are bucketed by length, and a mean over each would make
+        # the openings of short answers weigh more than those of long ones, so that the ways' odds came out wrong.
+        (total / (recipe.batch * TOKENS_A_ROW)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append(float(total.detach() / weight.sum()))
         if (step + 1) % 100 == 0:
             mean = sum(losses[-100:]) / 100
             report(f"step {step + 1}/{recipe.steps}  loss {mean:.4f}  {time.monotonic() - began:.0f} s")
