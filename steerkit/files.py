@@ -61,7 +61,9 @@ def ensure_folder(path: str | Path) -> Path:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise SteerkitError(f"Can't write to folder {folder}: {reason}. Give another one, or mend its rights.") from None
+        raise SteerkitError(
+            f"Can't write to folder {folder}: {reason}. Give another one, or mend its rights."
+        ) from None
     return folder
 
 

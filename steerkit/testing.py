@@ -19,7 +19,7 @@ from steerkit.interventions.base import Intervention
 from steerkit.models.steered import SteeredModel
 
 TOLERANCE = 1e-5
-"""Largest difference of logits between two ways to compute the same thing in fp32 (logits of tiny models are about 1)."""
+"""Largest difference between two ways to compute the same fp32 logits (those of tiny models are about 1)."""
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gpt2", "gpt_neox", "phi3")
 
 
@@ -163,7 +163,7 @@ def _check_cached(steered: SteeredModel, ids: Tensor, full: Tensor, tolerance: f
 
     steered.counter.reset()
     with steered.applied():
-        made = steered.base.generate(  # type: ignore[operator]
+        made = steered.base.generate(
             input_ids=ids,
             attention_mask=ones,
             max_new_tokens=4,
@@ -214,4 +214,6 @@ def _close(got: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANC
 def _apart(got: Tensor, reference: Tensor, tolerance: float, what: str) -> None:
     """Every row differs by more than 100 times the tolerance."""
     least = float((got - reference).abs().flatten(1).amax(1).min())
-    assert least > 100 * tolerance, f"{what}: expected a difference above {100 * tolerance:g} in each row, got {least:g}"
+    assert least > 100 * tolerance, (
+        f"{what}: expected a difference above {100 * tolerance:g} in each row, got {least:g}"
+    )

@@ -1,14 +1,29 @@
 from __future__ import annotations
 
 import pytest
+
 from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint, parse_layers
 
 
 @pytest.mark.parametrize(
     "spec",
-    ["layers.3.output", "layers.3", "layers[3]", "layers_output[3]", "blocks.3.hook_resid_post", "3", " 3 ", 3]
-    + ["layers.-2.output", "layers[-2]", "-2", -2, HookPoint(3), HookPoint(-2)],
+    [
+        "layers.3.output",
+        "layers.3",
+        "layers[3]",
+        "layers_output[3]",
+        "blocks.3.hook_resid_post",
+        "3",
+        " 3 ",
+        3,
+        "layers.-2.output",
+        "layers[-2]",
+        "-2",
+        -2,
+        HookPoint(3),
+        HookPoint(-2),
+    ],
 )
 def test_every_spelling_is_one_point(spec):
     point = HookPoint.parse(spec, n_layers=5)

@@ -17,10 +17,17 @@ from steerkit.vectors import SteeringVector
 
 
 def answers(
-    loaded: LoadedModel, models: Sequence[SteeredModel], template: PromptTemplate, text: str, params: SamplingParams, seed: int
+    loaded: LoadedModel,
+    models: Sequence[SteeredModel],
+    template: PromptTemplate,
+    text: str,
+    params: SamplingParams,
+    seed: int,
 ) -> list[str]:
     """One answer of each model to ``text``; the same random numbers for all."""
-    prompts = encode_prompts(loaded.base, loaded.tokenizer, template, [Example("chat", text, "")], params.max_tokens, "refuse")
+    prompts = encode_prompts(
+        loaded.base, loaded.tokenizer, template, [Example("chat", text, "")], params.max_tokens, "refuse"
+    )
     sampler = TransformersSampler()
     return [sampler.sample(m, loaded.tokenizer, prompts, 1, params, seed)[0].rollouts[0].text for m in models]
 
@@ -62,6 +69,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         table.add_column("base", ratio=1)
         if vector is not None:
             table.add_column(f"steered by {options.vector}", ratio=1)
-        table.add_row(*(Text(answer) for answer in answers(loaded, models, template, line, params, options.seed + number)))
+        table.add_row(
+            *(Text(answer) for answer in answers(loaded, models, template, line, params, options.seed + number))
+        )
         console.print(table)
     return 0

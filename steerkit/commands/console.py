@@ -18,11 +18,12 @@ _EXPECTED_WARNINGS = (
     ".*module.* in eval mode at the start of training.*",  # the frozen base is meant to be
     ".*GPU available but not used.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*LightningCLI's args parameter.*",  # our own dispatcher hands them on
     ".*dataloader is not resumable.*",  # StepBatches is: it starts at the step that the checkpoint names
 )
 
 
-def prepare(seed_hash: bool = False) -> None:
+def prepare() -> None:
     """Settings of a command's process: memory kept, libraries' chatter off, our own log lines on."""
     keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -30,6 +31,8 @@ def prepare(seed_hash: bool = False) -> None:
         warnings.filterwarnings("ignore", message=message)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("steerkit").setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):  # tips and device notices; warnings stay
+        logging.getLogger(name).setLevel(logging.WARNING)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -45,8 +48,8 @@ def command_line(verb: str, arguments: Sequence[str]) -> str:
 def progress_display() -> Iterator[Progress]:
     """A bar for each thing that runs, with the time left, on standard error."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description:<28}"),

@@ -24,7 +24,9 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="steerkit evaluate", description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file with these options")
     parser.add_argument("--model", required=True, help="zoo name or plugin, local folder, or hub id")
-    parser.add_argument("--vector", nargs="*", default=[], help="folder or hub id of a steering vector; several allowed")
+    parser.add_argument(
+        "--vector", nargs="*", default=[], help="folder or hub id of a steering vector; several allowed"
+    )
     parser.add_argument(
         "--data",
         type=str | dict,

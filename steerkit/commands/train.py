@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -16,7 +16,7 @@ from steerkit.commands.console import command_line, prepare, progress_display
 from steerkit.evaluation.results import results_table, write_samples
 from steerkit.files import ensure_folder, set_aside
 from steerkit.training import PromptDataModule, SteeringModule
-from steerkit.training.callbacks import SampleTable, VectorWriter
+from steerkit.training.callbacks import SampleTable, SteeringProgressBar, VectorWriter
 from steerkit.training.report import ReportConfig, final_report
 
 
@@ -30,7 +30,15 @@ class SteerkitCLI(LightningCLI):
         parser.add_argument("--vector_every", type=int, default=20, help="steps between writes of run_dir/vector")
         parser.add_argument("--samples_every", type=int, default=20, help="steps between sample tables; 0: none")
         parser.add_dataclass_arguments(ReportConfig, "report")
-        parser.set_defaults({"trainer.log_every_n_steps": 1, "trainer.num_sanity_val_steps": 0})
+        parser.set_defaults(
+            {
+                "trainer.log_every_n_steps": 1,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.val_check_interval": 20,
+                "trainer.check_val_every_n_epoch": None,  # count validation intervals in steps of the run
+                "trainer.enable_model_summary": False,  # says nothing of hook points; before_fit does
+            }
+        )
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -58,7 +66,7 @@ class SteerkitCLI(LightningCLI):
             kwargs["default_root_dir"] = str(self.run_dir)
         trainer = super().instantiate_trainer(**kwargs)
         if fitting:
-            trainer.callbacks[:] = self._callbacks(trainer.callbacks)
+            trainer.callbacks[:] = self._callbacks(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
 
     def _callbacks(self, given: list[Callback]) -> list[Callback]:
@@ -66,8 +74,11 @@ class SteerkitCLI(LightningCLI):
             VectorWriter(self.run_dir / "vector", self.receipts, self._option("vector_every")),
             SampleTable(self._option("samples_every")),
         ]
-        kept = [c for c in given if type(c) is not ModelCheckpoint or c.dirpath]
-        if len(kept) < len(given):  # Lightning's default checkpoint: put it into the run folder, every few steps
+        if self.config[self.subcommand]["trainer"].get("enable_progress_bar") is not False:
+            ours.append(SteeringProgressBar())
+        default = [c for c in given if type(c) is ModelCheckpoint and c.dirpath is None]
+        kept = [c for c in given if c not in default and not isinstance(c, ProgressBar)]
+        if default:  # Lightning's own, at the end of each epoch: ours are in the run folder, every few steps
             every = self._option("vector_every")
             ours.append(ModelCheckpoint(self.run_dir / "checkpoints", save_last=True, every_n_train_steps=every))
         # Checkpoints come last (Lightning's rule), so that they see what the others did.
@@ -78,7 +89,7 @@ class SteerkitCLI(LightningCLI):
         settings = self.model.settings
         return {
             "command": self.command,
-            "dataset": self.datamodule.name,
+            "dataset": self.datamodule.set_name,
             "dataset_spec": self.datamodule.spec,
             "steps": self.trainer.global_step,
             "prompts_per_step": self.datamodule.prompts_per_step,
@@ -89,6 +100,19 @@ class SteerkitCLI(LightningCLI):
             "objective": settings.objective,
             "rewards": settings.rewards,
         }
+
+    def before_fit(self) -> None:
+        """Say in one line what is trained."""
+        self.model.configure_model()
+        policy, spec = self.model.policy, self.model.settings.intervention
+        frozen = sum(p.numel() for p in policy.base.parameters())
+        trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+        name = spec if isinstance(spec, str) else spec.get("name", "static")
+        print(
+            f"{self.model.settings.base}: {policy.n_layers} layers x {policy.d_model}, {frozen:,} frozen parameters. "
+            f"Training {trained:,} numbers ({name} at {', '.join(map(str, policy.points))}).",
+            flush=True,
+        )
 
     def after_fit(self) -> None:
         """Write the vector, measure the arms, print the table."""
@@ -103,7 +127,7 @@ class SteerkitCLI(LightningCLI):
         from rich.console import Console
 
         steps = self.trainer.global_step
-        title = f"{self.model.settings.base} on {self.datamodule.name}, test split, after {steps} steps"
+        title = f"{self.model.settings.base} on {self.datamodule.set_name}, test split, after {steps} steps"
         console = Console()
         console.print(results_table(report.evaluation.rows, title))
         print(f"Wrote {report.path}, {self.run_dir / 'vector'} and {self.run_dir / 'samples.parquet'}.")
@@ -122,7 +146,11 @@ class SteerkitCLI(LightningCLI):
 
 
 def _plain(rollout: dict[str, Any]) -> dict[str, Any]:
-    return {"completion": rollout["text"], "finish_reason": rollout["finish_reason"], "tokens": len(rollout["token_ids"])}
+    return {
+        "completion": rollout["text"],
+        "finish_reason": rollout["finish_reason"],
+        "tokens": len(rollout["token_ids"]),
+    }
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:

@@ -104,7 +104,11 @@ def evaluate(
     samples: list[dict[str, Any]] = []
     try:
         for arm in arms:
-            model = arm.vector.steer(loaded.base, loaded.layout) if arm.vector else SteeredModel(loaded.base, {}, loaded.layout)
+            model = (
+                arm.vector.steer(loaded.base, loaded.layout)
+                if arm.vector
+                else SteeredModel(loaded.base, {}, loaded.layout)
+            )
             template = prompt.with_opening(arm.assistant_prefix)
             prompts = encode_prompts(loaded.base, loaded.tokenizer, template, examples, protocol.max_tokens, "refuse")
             for temperature in protocol.temperatures:

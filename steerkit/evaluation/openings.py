@@ -56,7 +56,7 @@ def rank_openings(
     special = set(loaded.tokenizer.all_special_ids)
     protocol = replace(protocol, temperatures=(1.0,), k=1)
     for token, probability in first_token_distribution(loaded, examples, prompt, candidates):
-        text = loaded.tokenizer.decode([token])
+        text = str(loaded.tokenizer.decode([token]))
         if token in special or not text.strip():
             continue
         rows = evaluate(loaded, [Arm("prefix", assistant_prefix=text)], examples, protocol, prompt).rows

@@ -58,26 +58,30 @@ def _utf8(text: str) -> str:
 
 def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """Accuracy in percent with its 95 % interval, a row for each arm and temperature."""
+    from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    # Plain text cells (a vector's name may hold brackets), and a box narrow enough for 80 columns.
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE, padding=(0, 1), show_edge=False)
     table.add_column("arm", no_wrap=True)
-    for name in ("temp.", "accuracy %", "95 % interval", "n x k", "tokens", "cut off", "faults"):
+    for name in ("T", "accuracy %", "95 % interval", "n x k", "tokens", "cut off", "faults"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in rows:
         if previous is not None and row["arm"] != previous:
             table.add_section()
         low, high = row["ci95"]
-        table.add_row(
+        cells = (
             row["arm"] if row["arm"] != previous else "",
             f"{row['temperature']:g}",
             f"{100 * row['accuracy']:.1f}",
-            f"[{100 * low:.1f}, {100 * high:.1f}]".replace("[", "\\["),
+            f"{100 * low:.1f} - {100 * high:.1f}",
             f"{row['n']} x {row['k']}",
             f"{row['mean_tokens']:.1f}",
             str(row["truncated"]),
             str(row["faults"]),
         )
+        table.add_row(*map(Text, cells))
         previous = row["arm"]
     return table

@@ -25,7 +25,8 @@ Self = TypeVar("Self", bound="SteeredModel")
 class SteeringCounter:
     """Proof that steering was applied: ``total == tokens * layers``, in training and in cached decoding alike.
 
-    ``forward_calls`` and ``tokens`` are counted at the door of the module that owns the blocks, ``total`` in the hooks of the blocks.
+    ``forward_calls`` and ``tokens`` are counted at the door of the module that owns the blocks, ``total`` in the hooks
+    of the blocks.
     """
 
     layers: int

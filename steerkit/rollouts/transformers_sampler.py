@@ -111,7 +111,7 @@ class TransformersSampler(Sampler):
         rollouts = []
         for row, (length, stop) in enumerate(zip(lengths.tolist(), stopped.tolist(), strict=True)):
             row_ids = tokens[row, :length].tolist()
-            text = tokenizer.decode(row_ids, skip_special_tokens=True)
+            text = str(tokenizer.decode(row_ids, skip_special_tokens=True))
             rollouts.append(
                 Rollout(
                     tuple(row_ids),
@@ -132,4 +132,3 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -
         ids[k, width - len(row) :] = torch.tensor(row)
         mask[k, width - len(row) :] = 1
     return ids.to(device), mask.to(device)
-

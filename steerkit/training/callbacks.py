@@ -1,4 +1,4 @@
-"""Callbacks: the vector on disk at all times, and a few completions to read."""
+"""Callbacks: the vector on disk at all times, a progress bar, and a few completions to read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from steerkit.training.module import SteeringModule
 
@@ -39,6 +39,13 @@ class VectorWriter(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero and trainer.global_step > 0:
             self._write(pl_module)
+
+
+class SteeringProgressBar(RichProgressBar):
+    """Lightning's bar, which counts to the end of the run: there is one long epoch, so epoch numbers say nothing."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"
 
 
 class SampleTable(Callback):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from steerkit.datasets import open_dataset
@@ -89,7 +90,7 @@ class PromptDataModule(L.LightningDataModule):
         self._loaded: dict[str, list[Example]] = {}
 
     @property
-    def name(self) -> str:
+    def set_name(self) -> str:
         """What results call this set."""
         settings = self.spec if isinstance(self.spec, dict) else {"name": self.spec}
         paths = settings.get("path", settings["name"] if "name" in settings else "records")
@@ -106,7 +107,7 @@ class PromptDataModule(L.LightningDataModule):
                 self._dataset = open_dataset(self.spec, self.data_root)
             found = self._dataset.load(split)
             if not found:
-                raise DataError(f"{self.name}: the {split} split is empty.")
+                raise DataError(f"{self.set_name}: the {split} split is empty.")
             limit = {"train": None, "validation": self.n_validation, "test": self.n_test}[split]
             self._loaded[split] = found if limit is None else found[:limit]
         return self._loaded[split]
@@ -127,9 +128,7 @@ class PromptDataModule(L.LightningDataModule):
         if trainer.max_epochs in (None, -1) and trainer.max_steps > 0:
             # One long epoch: the progress bar then counts to the end of the run and knows the time left.
             n_batches = max(1, trainer.max_steps - trainer.global_step)
-        batches = StepBatches(
-            len(prompts), self.prompts_per_step, n_batches, self.seed, lambda: trainer.global_step
-        )
+        batches = StepBatches(len(prompts), self.prompts_per_step, n_batches, self.seed, lambda: trainer.global_step)
         return DataLoader(cast(Any, prompts), batch_sampler=batches, collate_fn=list)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -140,6 +139,9 @@ class PromptDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("test")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # prompts are token tuples: the sampler makes tensors where it needs them
 
     def _evaluation_loader(self, split: Literal["validation", "test"]) -> DataLoader[Any]:
         return DataLoader(cast(Any, self._prompts(split)), batch_size=64, collate_fn=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -94,7 +94,7 @@ class SteeringModule(L.LightningModule):
         self.params = SamplingParams(temperature, max_tokens)
         self.objective = registry.build("objectives", objective)
         self.sampler: Sampler = registry.build("samplers", sampler)
-        self.rubric = Rubric(rewards)  # type: ignore[arg-type]
+        self.rubric = Rubric(rewards)
         judges = (self.rubric[name] for name in self.rubric.names)
         self.judge = next((reward for reward in judges if isinstance(reward, Verifiable)), None) or Verifiable()
         self.loaded: LoadedModel | None = None
@@ -102,7 +102,8 @@ class SteeringModule(L.LightningModule):
         self.last_groups: list[RolloutGroup] = []
         self.last_verdicts: Any = None
         self.generated_tokens = 0
-        self.val_accuracy = torch.nn.ModuleList(AvgAtK() for _ in validation_temperatures)
+        # A ModuleDict, so that Lightning finds the metrics and moves them; keys may not hold a dot.
+        self.accuracy_at = torch.nn.ModuleDict({_key(t): AvgAtK() for t in validation_temperatures})
 
     # -- the model
 
@@ -201,7 +202,11 @@ class SteeringModule(L.LightningModule):
         self.seconds_per_step.append(done - began)
         self.last_groups, self.last_verdicts = groups, scores.verdicts
         metrics = step_metrics(groups, scores, advantages, self.policy)
-        bar = {"reward": metrics.pop("reward"), "accuracy": metrics.pop("accuracy"), "length": metrics["completions/mean_length"]}
+        bar = {
+            "reward": metrics.pop("reward"),
+            "accuracy": metrics.pop("accuracy"),
+            "length": metrics["completions/mean_length"],
+        }
         bar["tok/s"] = n_tokens / (done - began)
         metrics |= {
             "loss": stats.loss,
@@ -221,7 +226,8 @@ class SteeringModule(L.LightningModule):
 
     def _accuracy_step(self, batch: list[EncodedPrompt], stage: str) -> None:
         assert self.loaded is not None
-        for temperature, metric in zip(self.settings.validation_temperatures, self.val_accuracy, strict=True):
+        for temperature in self.settings.validation_temperatures:
+            metric = cast(AvgAtK, self.accuracy_at[_key(temperature)])
             params = SamplingParams(temperature, self.params.max_tokens)
             groups = self.sampler.sample(self.policy, self.loaded.tokenizer, batch, 1, params, self.settings.seed)
             table = correct_table(judge_groups(self.judge, groups))
@@ -240,9 +246,6 @@ class SteeringModule(L.LightningModule):
 
     # -- Lightning's plumbing
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch  # prompts are token tuples: the sampler makes tensors where it needs them
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(PREFIX)}
@@ -250,6 +253,10 @@ class SteeringModule(L.LightningModule):
     def teardown(self, stage: str) -> None:
         self.rubric.close()
         self.judge.close()
+
+
+def _key(temperature: float) -> str:
+    return f"T{temperature:g}".replace(".", "_")
 
 
 def learning_rates(lr: float | dict[str, float], points: Sequence[HookPoint], n_layers: int) -> dict[HookPoint, float]:

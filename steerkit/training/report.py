@@ -90,7 +90,7 @@ def final_report(
             openings = rank_openings(loaded, data.examples("validation"), protocol, module.prompt, config.openings)
             arms.append(Arm(f"prefix {openings[0].text!r}", assistant_prefix=openings[0].text))
     evaluation = evaluate(
-        loaded, arms, data.examples("test"), protocol, module.prompt, data.name, progress, module.judge
+        loaded, arms, data.examples("test"), protocol, module.prompt, data.set_name, progress, module.judge
     )
     extra: dict[str, Any] = {
         "steps": len(seconds),

@@ -75,7 +75,9 @@ def accumulate_gradients(
         loss = objective.loss(log_probs, per_token, n_tokens, ref_logprobs=reference)
         value = float(loss.detach())
         if not torch.isfinite(loss.detach()):
-            raise TrainingError(f"The loss is {value}: training stopped; the last good vector is kept. Try a smaller lr.")
+            raise TrainingError(
+                f"The loss is {value}: training stopped; the last good vector is kept. Try a smaller lr."
+            )
         (backward or torch.Tensor.backward)(loss)
         total += value
         sampled = torch.tensor([x for i in indices for x in rollouts[i].logprobs], device=log_probs.device)

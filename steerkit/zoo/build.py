@@ -101,7 +101,7 @@ def build(name: str, out: Path, recipe: Recipe, mix: Mixture) -> dict[str, Any]:
     model = new_model(recipe, tokenizer)
     loss = pretrain(model, tokenizer, mix, recipe, lambda line: print(line, flush=True))
     shutil.rmtree(out, ignore_errors=True)
-    model.to(torch.float16).save_pretrained(out)
+    model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     minutes = (time.monotonic() - began) / 60
     # Measured as a user gets it: 16-bit weights read back from the disk.

@@ -59,7 +59,9 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedM
     return LlamaForCausalLM(config)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, mix: Mixture, recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, mix: Mixture, recipe: Recipe
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids [B, T], loss weights [B, T]), right-padded, bucketed by length to waste little on padding."""
     rng = random.Random(f"corpus/{recipe.seed}")
     assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from steerkit.errors import VectorError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Intervention, Static
 from steerkit.models import SteeredModel
 from steerkit.testing import check_intervention, tiny_model
-from torch import nn
 
 
 class RankOne(Intervention):
@@ -107,7 +108,7 @@ def test_shared_parameters_are_one_instance():
             return dict.fromkeys(points, cls(d_model, **settings))
 
     model = SteeredModel(tiny_model("llama"), Shared.build([HookPoint(0), HookPoint(2)], 32))
-    assert len(list(p for p in model.parameters() if p.requires_grad)) == 2
+    assert len([p for p in model.parameters() if p.requires_grad]) == 2
     assert len(model.points) == 2
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
-from steerkit.models import SteeredModel, steered as steered_module
+from steerkit.models import SteeredModel
+from steerkit.models import steered as steered_module
 from steerkit.testing import FAMILIES, check_model_contract, randomize, tiny_model
-
 
 # ALiBi, learned positions with an offset, parallel blocks, sliding windows, scaled logits, mixtures of experts...
 OTHERS = {

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
 from steerkit.errors import ModelError
 from steerkit.models import layout as layouts
 from steerkit.models.layout import FAMILIES, Layout, final_logits, find_layout, hidden_of, verify_layout, with_hidden
-from steerkit.testing import FAMILIES as TINY, tiny_model
-from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from steerkit.testing import FAMILIES as TINY
+from steerkit.testing import tiny_model
 
 # Families whose default config builds no model: what it lacks.
 NEEDS = {

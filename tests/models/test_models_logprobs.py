@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.models import SteeredModel, token_log_probs
 from steerkit.testing import tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
 
 N, D, V = 23, 32, 97
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from nnsight import TransformersModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.models import SteeredModel
 from steerkit.testing import FAMILIES, randomize, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 IDS = torch.randint(3, 97, (2, 7), generator=torch.Generator().manual_seed(0))
 

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from steerkit.errors import SteerkitError, VectorError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.models import SteeredModel
 from steerkit.testing import randomize, tiny_model
-from torch import nn
 
 IDS = torch.arange(3, 13)[None]
 
@@ -111,7 +112,7 @@ def test_mask_must_be_bool_and_two_dimensional(model, mask):
 
 
 def test_width_and_range_are_checked():
-    with pytest.raises(VectorError, match="expected width 32 .*got 31"):
+    with pytest.raises(VectorError, match=r"expected width 32 .*got 31"):
         SteeredModel(tiny_model("gpt2"), Static.build([HookPoint(0)], 31))
     with pytest.raises(VectorError, match=r"layers.3.output is outside the model: it has layers 0 to 2"):
         SteeredModel(tiny_model("gpt2"), Static.build([HookPoint(3)], 32))

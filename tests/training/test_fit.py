@@ -1,0 +1,196 @@
+"""`steerkit fit` end to end on a tiny random model: run folder, learning, validation verbs, broken runs."""
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from helpers import checkpoint
+
+from steerkit.cli import main
+from steerkit.training.data import StepBatches
+from steerkit.training.module import learning_rates
+from steerkit.vectors import SteeringVector
+
+REWARDS = '''
+def vowels(completions, **columns):
+    """Share of vowels and spaces: a random model can learn this in a few steps."""
+    return [sum(c in "aeiou " for c in text) / max(1, len(text)) for text in completions]
+
+calls = []
+
+def breaks(completions, **columns):
+    calls.append(1)
+    return [float("inf") if len(calls) > 2 and k == 0 else float(k % 2) for k in range(len(completions))]
+'''
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint(tmp_path / "model")
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    config = {
+        "seed_everything": 0,
+        "run_dir": "run",
+        "samples_every": 0,
+        "model": {
+            "base": "model",
+            "layers": [0, 2],
+            "lr": 0.3,
+            "rewards": ["rewards.py:vowels"],
+            "samples_per_prompt": 8,
+            "max_tokens": 8,
+        },
+        "data": {
+            "dataset": {"name": "arithmetic", "n": 64, "n_eval": 8},
+            "prompts_per_step": 4,
+            "n_validation": 4,
+            "n_test": 6,
+        },
+        "trainer": {"max_steps": 8, "accelerator": "cpu", "enable_progress_bar": False, "val_check_interval": 4},
+        "report": {"k": 2, "openings": 2},
+    }
+    return tmp_path, config
+
+
+def fit(work, *arguments, **changes):
+    folder, config = work
+    for key, value in changes.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return main(["fit", "--config", str(folder / "config.yaml"), *arguments])
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    import csv
+
+    with open(run / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_fit_learns_and_leaves_a_complete_run_folder(work, capsys):
+    assert fit(work) == 0
+    run = work[0] / "run"
+    rewards = [float(row["reward"]) for row in metrics(run) if row["reward"]]
+    assert len(rewards) == 8
+    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.1, rewards
+
+    vector = SteeringVector.from_pretrained(run / "vector")
+    assert sorted(vector.norms()) == ["layers.0.output", "layers.2.output"]
+    assert all(norm > 0.1 for norm in vector.norms().values())
+    receipts = vector.metadata.receipts
+    assert receipts["steps"] == 8 and receipts["dataset"] == "arithmetic"
+    assert receipts["command"].startswith("steerkit fit --config")
+
+    results = json.loads((run / "results.json").read_text())
+    assert results["schema"] == 1 and results["seed"] == 0 and results["command"].startswith("steerkit fit")
+    arms = {(row["arm"].split()[0], row["temperature"]) for row in results["rows"]}
+    assert arms == {(arm, t) for arm in ("base", "steered", "random", "prefix") for t in (0.0, 1.0)}
+    columns = {"arm", "set", "temperature", "k", "n", "accuracy", "ci95", "mean_tokens", "faults", "train_seed"}
+    columns |= {"sample_seed", "lr", "trainable_params", "optimizer_bytes", "seconds_per_step"}
+    assert all(columns <= set(row) for row in results["rows"])
+    trained = next(row for row in results["rows"] if row["arm"] == "steered")
+    assert trained["trainable_params"] == 64 and trained["optimizer_bytes"] == 512 and trained["seconds_per_step"] > 0
+    samples = pq.read_table(run / "samples.parquet").to_pylist()
+    assert len(samples) == 4 * (6 + 6 * 2)
+    for name in ("config.yaml", "metrics.csv", "tensorboard", "checkpoints/last.ckpt"):
+        assert (run / name).exists(), name
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert sorted(state) == [f"policy.steering.layers_{k}_output.vector" for k in (0, 2)]
+
+    # The other verbs on the vector that fit left.
+    common = ["--config", str(work[0] / "config.yaml"), "--model.vector", "run/vector", "--run_dir", "other"]
+    verbs = [argument for argument in common if argument]
+    for verb in ("validate", "test", "predict"):
+        config = {k: v for k, v in work[1].items() if k not in ("report", "samples_every")}
+        (work[0] / "config.yaml").write_text(yaml.safe_dump(config))
+        assert main([verb, *verbs]) == 0
+    assert len(pq.read_table("other/predictions.parquet")) == 6
+
+    # A second run sets the first aside and, with the same seed, makes the same vector.
+    assert fit(work, "--report.arms", "[]") == 0
+    assert (work[0] / "run.1" / "results.json").exists()
+    again = SteeringVector.from_pretrained(run / "vector")
+    for point, tensors in vector.tensors.items():
+        assert torch.equal(tensors["vector"], again.tensors[point]["vector"])
+
+
+def test_no_steps_no_change(work):
+    assert fit(work, "--trainer.max_steps", "0", "--report.arms", "[base,steered]") == 0
+    rows = json.loads((work[0] / "run" / "results.json").read_text())["rows"]
+    assert rows[0]["accuracy"] == rows[2]["accuracy"] and rows[1]["mean_tokens"] == rows[3]["mean_tokens"]
+    assert all(n == 0 for n in SteeringVector.from_pretrained(work[0] / "run/vector").norms().values())
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_vector(work, capsys):
+    assert fit(work, model__rewards=["rewards.py:breaks"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("steerkit fit:") and "breaks" in error
+    vector = SteeringVector.from_pretrained(work[0] / "run" / "vector")
+    assert vector.metadata.receipts["steps"] == 2
+    assert all(math.isfinite(norm) and norm > 0 for norm in vector.norms().values())
+
+
+def test_nan_in_the_update_keeps_the_last_good_vector(work, capsys, monkeypatch):
+    from steerkit.training import module as module_room
+    from steerkit.training.step import accumulate_gradients
+
+    calls = []
+
+    def poisoned(model, objective, groups, advantages, *rest):
+        calls.append(1)
+        return accumulate_gradients(
+            model, objective, groups, advantages * (math.nan if len(calls) == 3 else 1.0), *rest
+        )
+
+    monkeypatch.setattr(module_room, "accumulate_gradients", poisoned)
+    assert fit(work) == 2
+    assert "loss is nan" in capsys.readouterr().err.strip().splitlines()[-1]
+    vector = SteeringVector.from_pretrained(work[0] / "run" / "vector")
+    assert vector.metadata.receipts["steps"] == 2
+    assert all(norm > 0 for norm in vector.norms().values())
+
+
+def test_interrupt_saves_what_there_is(work, monkeypatch):
+    from steerkit.training import module as module_room
+    from steerkit.training.step import accumulate_gradients
+
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return accumulate_gradients(*arguments)
+
+    monkeypatch.setattr(module_room, "accumulate_gradients", interrupted)
+    with pytest.raises(SystemExit):
+        fit(work)
+    assert SteeringVector.from_pretrained(work[0] / "run" / "vector").metadata.receipts["steps"] == 2
+
+
+def test_step_batches_are_a_function_of_seed_and_step():
+    whole = list(StepBatches(10, 4, 8, seed=3))
+    assert list(StepBatches(10, 4, 5, seed=3, first_step=lambda: 3)) == whole[3:]
+    assert list(StepBatches(10, 4, 8, seed=4)) != whole
+    flat = [index for batch in whole for index in batch]
+    assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10))
+    assert flat[:10] != flat[10:20]
+
+
+def test_learning_rates_by_hook_point():
+    from steerkit.errors import SteerkitError
+    from steerkit.hookpoints import HookPoint
+
+    points = [HookPoint(0), HookPoint(5)]
+    assert learning_rates(0.1, points, 6) == {HookPoint(0): 0.1, HookPoint(5): 0.1}
+    assert learning_rates({"default": 0.1, "layers[-1]": 2}, points, 6)[HookPoint(5)] == 2.0
+    with pytest.raises(SteerkitError, match=r"layers\.3\.output, which is not trained"):
+        learning_rates({"default": 0.1, "3": 2.0}, points, 6)
+    with pytest.raises(SteerkitError, match="add 'default'"):
+        learning_rates({"0": 2.0}, points, 6)
