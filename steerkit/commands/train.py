@@ -29,6 +29,8 @@ class SteerkitCLI(LightningCLI):
         parser.add_argument("--run_dir", default="runs/latest", help="folder of this run; an older run is set aside")
         parser.add_argument("--vector_every", type=int, default=20, help="steps between writes of run_dir/vector")
         parser.add_argument("--samples_every", type=int, default=20, help="steps between sample tables; 0: none")
+        parser.add_argument("--data_root", type=str | None, default=None, help="folder where relative data paths start")
+        parser.link_arguments("data_root", "data.data_root")
         parser.add_dataclass_arguments(ReportConfig, "report")
         parser.set_defaults(
             {

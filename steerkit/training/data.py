@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from steerkit.datasets import open_dataset
 from steerkit.errors import DataError, SteerkitError
 from steerkit.rollouts import EncodedPrompt
 from steerkit.types import Example
+
+
+log = logging.getLogger(__name__)
 
 
 class StepBatches(Sampler[list[int]]):
@@ -55,6 +59,29 @@ class StepBatches(Sampler[list[int]]):
         return self._cached[1][offset]
 
 
+def screened(examples: list[Example], path: str) -> list[Example]:
+    """The examples that the samples in ``path`` solve sometimes: 0 < success rate < 1 over samples above temperature 0.
+
+    Raises:
+        DataError: if the file can't be read, or no example is left.
+    """
+    from pyarrow import ArrowException, parquet
+
+    try:
+        samples = parquet.read_table(path, columns=["id", "temperature", "verdict"]).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise DataError(f"Can't read the screen {path}: {str(error).splitlines()[0]}") from None
+    verdicts: dict[str, set[bool]] = {}
+    for sample in samples:
+        if sample["temperature"] > 0 and sample["verdict"] != "fault":
+            verdicts.setdefault(sample["id"], set()).add(sample["verdict"] == "correct")
+    kept = [example for example in examples if len(verdicts.get(example.id, ())) == 2]
+    log.info("Screen: %d of %d training problems are solved sometimes, but not always.", len(kept), len(examples))
+    if not kept:
+        raise DataError(f"The screen {path} leaves no training problem: evaluate --split train with k of 8 or more.")
+    return kept
+
+
 class PromptDataModule(L.LightningDataModule):
     """Problems for training, validation and test.
 
@@ -65,6 +92,8 @@ class PromptDataModule(L.LightningDataModule):
         prompts_per_step: problems in one training batch (each gets ``samples_per_prompt`` rollouts).
         n_validation: problems of the validation split used while training; null uses all.
         n_test: problems of the test split used by ``test`` and by the report; null uses all.
+        screen: ``samples.parquet`` of an evaluation of the base on the training split: problems that it always or
+            never solves are left out, for they carry no gradient.
         long_prompts: what happens to a training prompt that doesn't fit the context: ``drop`` (counted) or ``refuse``.
         seed: order of the training problems.
     """
@@ -76,6 +105,7 @@ class PromptDataModule(L.LightningDataModule):
         prompts_per_step: int = 16,
         n_validation: int | None = 64,
         n_test: int | None = 256,
+        screen: str | None = None,
         long_prompts: Literal["refuse", "drop"] = "drop",
         seed: int = 0,
     ) -> None:
@@ -84,6 +114,7 @@ class PromptDataModule(L.LightningDataModule):
             raise SteerkitError(f"prompts_per_step must be at least 1, got {prompts_per_step}.")
         self.spec, self.data_root = dataset, data_root
         self.prompts_per_step, self.n_validation, self.n_test = prompts_per_step, n_validation, n_test
+        self.screen = screen
         self.long_prompts: Literal["refuse", "drop"] = long_prompts
         self.seed = seed
         self._dataset: Any = None
@@ -93,7 +124,7 @@ class PromptDataModule(L.LightningDataModule):
     def set_name(self) -> str:
         """What results call this set."""
         settings = self.spec if isinstance(self.spec, dict) else {"name": self.spec}
-        paths = settings.get("path", settings["name"] if "name" in settings else "records")
+        paths = settings.get("path", settings.get("name", "records"))
         return "+".join(Path(str(p)).stem for p in (paths if isinstance(paths, list) else [paths]))
 
     def examples(self, split: Literal["train", "validation", "test"]) -> list[Example]:
@@ -108,6 +139,8 @@ class PromptDataModule(L.LightningDataModule):
             found = self._dataset.load(split)
             if not found:
                 raise DataError(f"{self.set_name}: the {split} split is empty.")
+            if split == "train" and self.screen is not None:
+                found = screened(found, self.screen)
             limit = {"train": None, "validation": self.n_validation, "test": self.n_test}[split]
             self._loaded[split] = found if limit is None else found[:limit]
         return self._loaded[split]
