@@ -13,7 +13,8 @@ from steerkit.cli import main
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint(tmp_path / "model")
-    (tmp_path / "data.jsonl").write_text("".join(f'{{"problem": "What is {k}?", "answer": "{k}"}}\n' for k in range(40)))
+    rows = (f'{{"problem": "What is {k}?", "answer": "{k}"}}\n' for k in range(40))
+    (tmp_path / "data.jsonl").write_text("".join(rows))
     return tmp_path
 
 

@@ -52,7 +52,8 @@ def load_model(
     Args:
         spec: a plugin of group ``steerkit.models`` (or ``module:function``) that returns a folder; a folder; a hub id
             ``org/name``. Files in the hub cache are used as they are; only missing ones are fetched.
-        dtype: ``auto`` (as saved), or a name such as ``bfloat16``.
+        dtype: ``auto`` (as saved, but float32 on a CPU, where 16-bit products run many times slower), or a name such
+            as ``bfloat16``.
         device: where to put it; None leaves it on the CPU.
         trust_remote_code: run modelling code that comes with the checkpoint.
         layout: where the blocks are, for a family that steerkit does not know.
@@ -67,6 +68,8 @@ def load_model(
         if not isinstance(known, torch.dtype):
             raise ModelError(f"Unknown dtype {dtype!r}: write auto, float32, bfloat16 or float16.")
         dtype = known
+    elif dtype == "auto" and torch.device(device or "cpu").type == "cpu":
+        dtype = torch.float32
     folder, local_only = _locate(spec)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": local_only}
     weights: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}

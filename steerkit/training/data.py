@@ -17,7 +17,6 @@ from steerkit.errors import DataError, SteerkitError
 from steerkit.rollouts import EncodedPrompt
 from steerkit.types import Example
 
-
 log = logging.getLogger(__name__)
 
 

@@ -48,7 +48,7 @@ class SteeringModule(L.LightningModule):
         prompt: how a problem is put to the model.
         micro_batch_tokens: padded tokens in one forward and backward pass.
         validation_temperatures: the validation accuracy is taken at each of these.
-        dtype: of the base: ``auto`` (as saved), ``float32``, ``bfloat16``...
+        dtype: of the base: ``auto`` (as saved; float32 on a CPU), ``float32``, ``bfloat16``...
         layout: where the blocks are, for a family that steerkit doesn't know.
         trust_remote_code: run modelling code that comes with the checkpoint.
         seed: of the rollouts.
@@ -113,7 +113,11 @@ class SteeringModule(L.LightningModule):
             return
         options = self.settings
         loaded = load_model(
-            options.base, dtype=options.dtype, trust_remote_code=options.trust_remote_code, layout=options.layout
+            options.base,
+            dtype=options.dtype,
+            device=self._target_device(),
+            trust_remote_code=options.trust_remote_code,
+            layout=options.layout,
         )
         if options.vector:
             self.policy = SteeringVector.from_pretrained(options.vector).steer(loaded.base, loaded.layout)
@@ -127,6 +131,11 @@ class SteeringModule(L.LightningModule):
             built = plugin.build(points, bare.d_model, **settings)
             self.policy = SteeredModel(loaded.base, built, loaded.layout)
         self.loaded = loaded
+
+    def _target_device(self) -> torch.device:
+        """Where the strategy will put the module: it decides what ``dtype: auto`` means."""
+        trainer = self._trainer
+        return self.device if trainer is None else trainer.strategy.root_device
 
     def encode(self, examples: Sequence[Example], long_prompts: Literal["refuse", "drop"]) -> list[EncodedPrompt]:
         """Prompts for this policy."""

@@ -1,5 +1,6 @@
 """Arms measured on the same problems: verdict path, result files, openings, the table."""
 
+import io
 import json
 
 import numpy as np
@@ -96,15 +97,17 @@ def test_results_are_written_whole(loaded, tmp_path):
     result.samples[0]["completion"] = "lone surrogate \ud800"
     path = write_results(tmp_path / "out", result, "m", None, 7, "steerkit evaluate")
     record = json.loads(path.read_text())
-    assert record["schema"] == 1 and record["seed"] == 7 and {"torch", "transformers", "steerkit"} <= set(
-        record["versions"]
+    assert (
+        record["schema"] == 1
+        and record["seed"] == 7
+        and {"torch", "transformers", "steerkit"} <= set(record["versions"])
     )
     assert len(pq.read_table(path.with_name("samples.parquet"))) == 24
     assert not [p for p in path.parent.iterdir() if p.suffix == ".tmp"]
 
     from rich.console import Console
 
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(results_table(result.rows, "title [with brackets]"))
     text = console.export_text()
     assert "x [y]" in text and "title [with brackets]" in text and "…" not in text

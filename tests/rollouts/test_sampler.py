@@ -7,6 +7,7 @@ import torch
 from helpers import prompts, tokenizer
 
 from steerkit.errors import SteerkitError
+from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.models import SteeredModel
 from steerkit.rollouts import SamplingParams, completion_log_probs
@@ -20,18 +21,11 @@ FAMILIES = ("llama", "qwen2", "gemma2", "gpt2", "gpt_neox")
 def steered(family: str, tok, scale: float = 0.3):
     base = tiny_model(family, vocab_size=len(tok), eos_token_id=tok.eos_token_id)
     model = SteeredModel(base, {})
-    points = [p for p in map(_point, range(model.n_layers))]
-    interventions = Static.build(points, model.d_model)
+    interventions = Static.build([HookPoint(layer) for layer in range(model.n_layers)], model.d_model)
     generator = torch.Generator().manual_seed(0)
     for item in interventions.values():
         item.vector.data = scale * torch.randn(model.d_model, generator=generator)
     return SteeredModel(base, interventions)
-
-
-def _point(layer: int):
-    from steerkit.hookpoints import HookPoint
-
-    return HookPoint(layer)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -64,6 +64,7 @@ def steerkit_gradients(setting, micro_batch_tokens=10_000, objective=None):
     return stats, [item.vector.grad.clone() for item in model.interventions.values()]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
 def test_loss_and_gradient_equal_the_reference_and_peft(setting):
     _, model, groups = setting
     stats, gradients = steerkit_gradients(setting)
