@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from steerkit import registry
 from steerkit.errors import SteerkitError, VectorError
+from steerkit.files import write_bytes
 from steerkit.hookpoints import HookPoint
 
 if TYPE_CHECKING:  # the model room lies above this one
@@ -189,13 +188,12 @@ class SteeringVector:
         flat = {f"{p}/{name}": t.contiguous() for p, tensors in self.tensors.items() for name, t in tensors.items()}
         config = json.dumps(self._config(_digest(flat)), indent=2, sort_keys=True, default=str)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             # The tensors' header carries the config too, and this one file is the vector: replacing it is the commit.
-            _replace(folder / TENSOR_FILE, save(flat, metadata={"format": "pt", "steering_config": config}))
-            _replace(folder / CONFIG_FILE, (config + "\n").encode())
-            _replace(folder / "README.md", _card(self).encode())
-        except OSError as error:
-            raise VectorError(f"Can't save the vector to {folder}: {error.strerror or error}.") from error
+            write_bytes(folder / TENSOR_FILE, save(flat, metadata={"format": "pt", "steering_config": config}))
+            write_bytes(folder / CONFIG_FILE, (config + "\n").encode())
+            write_bytes(folder / "README.md", _card(self).encode())
+        except SteerkitError as error:
+            raise VectorError(f"Can't save the vector to {folder}: {error}") from error
         return folder
 
     @classmethod
@@ -284,21 +282,6 @@ def _digest(flat: Mapping[str, Tensor]) -> str:
         digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside ``path``, flush to the disk, then rename over it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the vector from a group that shares the folder
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _finite(value: Any) -> Any:

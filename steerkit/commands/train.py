@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from steerkit.commands.console import command_line, prepare, progress_display
 from steerkit.evaluation.results import results_table, write_samples
 from steerkit.files import ensure_folder, set_aside
+from steerkit.hookpoints import HookPoint
 from steerkit.training import PromptDataModule, SteeringModule
 from steerkit.training.callbacks import SampleTable, SteeringProgressBar, VectorWriter
 from steerkit.training.report import ReportConfig, final_report
@@ -112,7 +113,7 @@ class SteerkitCLI(LightningCLI):
         name = spec if isinstance(spec, str) else spec.get("name", "static")
         print(
             f"{self.model.settings.base}: {policy.n_layers} layers x {policy.d_model}, {frozen:,} frozen parameters. "
-            f"Training {trained:,} numbers ({name} at {', '.join(map(str, policy.points))}).",
+            f"Training {trained:,} numbers ({name} at {_places(policy.points, policy.n_layers)}).",
             flush=True,
         )
 
@@ -145,6 +146,12 @@ class SteerkitCLI(LightningCLI):
         ]
         write_samples(self.run_dir / "predictions.parquet", records)
         print(f"Wrote {len(records)} completions to {self.run_dir / 'predictions.parquet'}.")
+
+
+def _places(points: Sequence[HookPoint], n_layers: int) -> str:
+    if len(points) == n_layers:
+        return f"all {n_layers} layers"
+    return ", ".join(map(str, points[:4])) + (f" and {len(points) - 4} more" if len(points) > 4 else "")
 
 
 def _plain(rollout: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from steerkit.datasets import PromptTemplate
 from steerkit.evaluation.arms import Arm, Protocol, evaluate
 from steerkit.models import LoadedModel, SteeredModel
 from steerkit.rollouts import encode_prompts
-from steerkit.rollouts.transformers_sampler import left_pad
+from steerkit.rollouts.teacher_forcing import left_pad
 from steerkit.types import Example
 
 

@@ -2,10 +2,11 @@
 
 from steerkit.rollouts.prompting import encode_prompts
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams
-from steerkit.rollouts.teacher_forcing import completion_log_probs, micro_batches
+from steerkit.rollouts.teacher_forcing import Branches, completion_log_probs, micro_batches
 from steerkit.rollouts.uniforms import fold_seed, uniforms
 
 __all__ = [
+    "Branches",
     "EncodedPrompt",
     "Sampler",
     "SamplingParams",

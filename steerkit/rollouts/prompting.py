@@ -45,7 +45,7 @@ def encode_prompts(
     room = context_length(base) - max_tokens
     if room < 1:
         raise DataError(
-            f"max_tokens {max_tokens} leaves no room for a prompt: the model's context is {context_length(base)} tokens."
+            f"max_tokens {max_tokens} leaves no prompt room: the model's context is {context_length(base)} tokens."
         )
     texts = [template.render(tokenizer, example) for example in examples]
     encoded = [template.encode(tokenizer, text) for text in texts]

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from steerkit.errors import SteerkitError
 from steerkit.models.steered import positions_from_mask
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
+from steerkit.rollouts.teacher_forcing import left_pad
 from steerkit.rollouts.uniforms import uniforms
 from steerkit.types import Rollout, RolloutGroup
 
@@ -121,14 +121,3 @@ class TransformersSampler(Sampler):
                 )
             )
         return [tuple(rollouts[g * k : (g + 1) * k]) for g in range(len(prompts))]
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token rows -> (ids [B, T], attention mask [B, T]), padded on the left."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for k, row in enumerate(rows):
-        ids[k, width - len(row) :] = torch.tensor(row)
-        mask[k, width - len(row) :] = 1
-    return ids.to(device), mask.to(device)

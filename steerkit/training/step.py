@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import SteerkitError, TrainingError
-from steerkit.rollouts import completion_log_probs, micro_batches
+from steerkit.rollouts import Branches, completion_log_probs, micro_batches
 from steerkit.types import RolloutGroup
 
 if TYPE_CHECKING:
@@ -56,33 +57,37 @@ def accumulate_gradients(
     """
     if objective.needs_entropy:
         raise SteerkitError(f"{type(objective).__name__} needs token entropies, which this trainer doesn't compute.")
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rows = [(group.prompt_ids, rollout.token_ids) for group in groups for rollout in group.rollouts]
-    flat = advantages.flatten()
     # A group of equal rewards has no advantage and hence no gradient, unless a KL term pulls on every token.
-    chosen = list(range(len(rows))) if objective.needs_reference else flat.nonzero().squeeze(-1).tolist()
+    chosen = [
+        [k for k in range(len(group.rollouts)) if objective.needs_reference or advantages[g, k] != 0]
+        for g, group in enumerate(groups)
+    ]
+    kept = [g for g, picks in enumerate(chosen) if picks]
+    branches = [Branches(groups[g].prompt_ids, [groups[g].rollouts[k].token_ids for k in chosen[g]]) for g in kept]
     total, gap = 0.0, 0.0
-    for batch in micro_batches([rows[i] for i in chosen], micro_batch_tokens):
-        indices = [chosen[i] for i in batch]
-        batch_rows = [rows[i] for i in indices]
-        log_probs = completion_log_probs(model, batch_rows, pad_id, temperature)
+    for batch in micro_batches(branches, micro_batch_tokens):
+        part = [Branches(branches[i].prompt, [branches[i].completions[k] for k in picks]) for i, picks in batch]
+        picked = [(kept[i], chosen[kept[i]][k]) for i, picks in batch for k in picks]
+        log_probs = completion_log_probs(model, part, pad_id, temperature)
         reference = None
         if objective.needs_reference:
             with torch.no_grad(), model.disabled():
-                reference = completion_log_probs(model, batch_rows, pad_id, temperature)
-        lengths = torch.tensor([len(row[1]) for row in batch_rows])
-        per_token = flat[indices].repeat_interleave(lengths).to(log_probs.device)
+                reference = completion_log_probs(model, part, pad_id, temperature)
+        rollouts = [groups[g].rollouts[k] for g, k in picked]
+        lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
+        weights = torch.stack([advantages[g, k] for g, k in picked])
+        per_token = weights.repeat_interleave(lengths).to(log_probs.device)
         loss = objective.loss(log_probs, per_token, n_tokens, ref_logprobs=reference)
         value = float(loss.detach())
-        if not torch.isfinite(loss.detach()):
+        if not math.isfinite(value):
             raise TrainingError(
                 f"The loss is {value}: training stopped; the last good vector is kept. Try a smaller lr."
             )
         (backward or torch.Tensor.backward)(loss)
         total += value
-        sampled = torch.tensor([x for i in indices for x in rollouts[i].logprobs], device=log_probs.device)
+        sampled = torch.tensor([x for rollout in rollouts for x in rollout.logprobs], device=log_probs.device)
         gap = max(gap, float((log_probs.detach() - sampled).abs().max()))
-    return UpdateStats(total, len(chosen), gap)
+    return UpdateStats(total, sum(map(len, chosen)), gap)
 
 
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:
@@ -95,6 +100,6 @@ def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) ->
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf")))
-    if norm != norm or norm == float("inf"):
+    if not math.isfinite(norm):
         raise TrainingError(f"The gradient's norm is {norm}: training stopped; the last good vector is kept.")
     return norm

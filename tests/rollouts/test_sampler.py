@@ -10,7 +10,7 @@ from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.models import SteeredModel
-from steerkit.rollouts import SamplingParams, completion_log_probs
+from steerkit.rollouts import Branches, SamplingParams, completion_log_probs
 from steerkit.rollouts.sampler import draw_tokens
 from steerkit.rollouts.transformers_sampler import TransformersSampler
 from steerkit.testing import tiny_model
@@ -33,7 +33,7 @@ def test_sampled_log_probabilities_equal_a_teacher_forced_pass(family):
     tok = tokenizer()
     model = steered(family, tok)
     groups = TransformersSampler().sample(model, tok, prompts(tok), 4, SamplingParams(0.8, 12), seed=3)
-    rows = [(group.prompt_ids, rollout.token_ids) for group in groups for rollout in group.rollouts]
+    rows = [Branches(group.prompt_ids, [rollout.token_ids for rollout in group.rollouts]) for group in groups]
     expected = completion_log_probs(model, rows, tok.pad_token_id, temperature=0.8)
     sampled = torch.tensor([x for group in groups for rollout in group.rollouts for x in rollout.logprobs])
     assert torch.allclose(sampled, expected.detach(), atol=2e-4)
