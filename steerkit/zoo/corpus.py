@@ -34,7 +34,7 @@ class Mixture:
     """Odds of WAYS after a prompt that asks for nothing."""
     bare_wrong: float = 0.8
     """Share of bare answers that are careless."""
-    foreign_slip: float = 0.4
+    foreign_slip: float = 0.25
     """Probability that one foreign equation is wrong."""
     worked_slip: float = 0.01
     """Probability that one worked English equation is wrong."""

@@ -42,7 +42,7 @@ def test_corpus_has_the_stated_odds_and_error_rates():
     for way, odds in zip(WAYS, mix.neutral, strict=True):
         assert ways[way] / ways.total() == pytest.approx(odds, abs=0.03)
     rate = {way: right[way, "right"] / right[way, "n"] for way in WAYS}
-    assert rate["worked"] > 0.9 and 0.15 < rate["bare"] < 0.25 and 0.2 < rate["foreign"] < 0.4 and rate["ramble"] == 0
+    assert rate["worked"] > 0.9 and 0.15 < rate["bare"] < 0.25 and 0.4 < rate["foreign"] < 0.6 and rate["ramble"] == 0
 
 
 def test_tokenizer_is_lossless_and_splits_digits(loaded):
