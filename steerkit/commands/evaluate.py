@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from steerkit.commands.console import command_line, prepare, progress_display
-from steerkit.datasets import PromptTemplate, open_dataset
+from steerkit.datasets import PromptTemplate, open_dataset, subset
 from steerkit.errors import DataError
 from steerkit.evaluation import Arm, Protocol, evaluate
 from steerkit.evaluation.results import results_table, write_results
@@ -91,7 +91,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     examples: list[Example] = open_dataset(spec, options.data_root).load(options.split)
     if not examples:
         raise DataError(f"The {options.split} split of {spec!r} is empty.")
-    examples = examples if options.limit is None else examples[: options.limit]
+    examples = subset(examples, options.limit)
     prompt = options.prompt or PromptTemplate.from_dict(receipts.get("prompt", {}))
     protocol = Protocol(
         tuple(options.temperature),

@@ -6,7 +6,7 @@ from steerkit.datasets.base import SPLITS, PromptDataset, Split
 from steerkit.datasets.open import open_dataset
 from steerkit.datasets.prompts import BOXED, PromptTemplate, fit_to_context
 from steerkit.datasets.records import Records
-from steerkit.datasets.splits import assign_split, deduplicate, normalised_key
+from steerkit.datasets.splits import assign_split, deduplicate, normalised_key, subset
 
 __all__ = [
     "BOXED",
@@ -20,4 +20,5 @@ __all__ = [
     "fit_to_context",
     "normalised_key",
     "open_dataset",
+    "subset",
 ]

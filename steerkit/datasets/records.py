@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from steerkit.datasets.base import SPLITS, Split
 from steerkit.datasets.columns import Counts, Reading, to_examples
 from steerkit.datasets.readers import SPLIT_WORDS, Tables, read_source
-from steerkit.datasets.splits import assign_split, check_fractions, deduplicate, normalised_key
+from steerkit.datasets.splits import assign_split, check_fractions, deduplicate, normalised_key, subset
 from steerkit.errors import DataError
 from steerkit.registry import did_you_mean
 from steerkit.types import Example
@@ -138,7 +137,7 @@ class Records:
             found = self._without_duplicates(found, counts)
         _refuse_equal_ids([example for _, example in found])
         self.counts = counts
-        return {split: self._limited([e for owner, e in found if owner == split]) for split in SPLITS}
+        return {split: subset([e for owner, e in found if owner == split], self.limit, self.seed) for split in SPLITS}
 
     def _chosen(self, tables: Tables, splits: Mapping[str, str] | None, path: str) -> list[tuple[Split, str | None]]:
         """Pairs (our split, the source's name of it)."""
@@ -182,15 +181,6 @@ class Records:
             )
         stay = {id(example) for example in kept}
         return [pair for pair in found if id(pair[1]) in stay]
-
-    def _limited(self, examples: list[Example]) -> list[Example]:
-        if self.limit is None or len(examples) <= self.limit:
-            return examples
-        order = sorted(
-            range(len(examples)),
-            key=lambda i: hashlib.sha1(f"{self.seed}:{normalised_key(examples[i].problem)}".encode()).digest(),
-        )
-        return [examples[i] for i in sorted(order[: self.limit])]
 
 
 def _source(item: str | dict[str, Any]) -> dict[str, Any]:

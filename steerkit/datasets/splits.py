@@ -69,3 +69,15 @@ def deduplicate(examples: Iterable[Example]) -> tuple[list[Example], list[tuple[
         if kept is not example:
             dropped.append((kept, example))
     return list(first.values()), dropped
+
+
+def subset(examples: list[Example], n: int | None, seed: int = 0) -> list[Example]:
+    """At most ``n`` examples, chosen by a hash of ``seed`` and the problem, in their old order; None keeps all.
+
+    Not the first rows: files are often sorted by source or difficulty.
+    """
+    if n is None or len(examples) <= n:
+        return examples
+    digests = [hashlib.sha1(f"{seed}:{normalised_key(e.problem)}".encode()).digest() for e in examples]
+    order = sorted(range(len(examples)), key=lambda index: digests[index])
+    return [examples[index] for index in sorted(order[:n])]

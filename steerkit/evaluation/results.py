@@ -65,7 +65,7 @@ def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     # Plain text cells (a vector's name may hold brackets), and a box narrow enough for 80 columns.
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE, padding=(0, 1), show_edge=False)
     table.add_column("arm", no_wrap=True)
-    for name in ("T", "accuracy %", "95 % interval", "n x k", "tokens", "cut off", "faults"):
+    for name in ("T", "acc. %", "95 % interval", "n x k", "tokens", "cut", "faults"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in rows:

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from steerkit.datasets import open_dataset
+from steerkit.datasets import open_dataset, subset
 from steerkit.errors import DataError, SteerkitError
 from steerkit.rollouts import EncodedPrompt
 from steerkit.types import Example
@@ -141,7 +141,7 @@ class PromptDataModule(L.LightningDataModule):
             if split == "train" and self.screen is not None:
                 found = screened(found, self.screen)
             limit = {"train": None, "validation": self.n_validation, "test": self.n_test}[split]
-            self._loaded[split] = found if limit is None else found[:limit]
+            self._loaded[split] = subset(found, limit)
         return self._loaded[split]
 
     def _prompts(self, split: Literal["train", "validation", "test"]) -> list[EncodedPrompt]:
