@@ -19,6 +19,7 @@ _EXPECTED_WARNINGS = (
     ".*GPU available but not used.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*LightningCLI's args parameter.*",  # our own dispatcher hands them on
+    ".*Using ModelCheckpoint with manual optimization.*",  # the state after the step is what is wanted
     ".*dataloader is not resumable.*",  # StepBatches is: it starts at the step that the checkpoint names
 )
 
@@ -27,6 +28,7 @@ def prepare() -> None:
     """Settings of a command's process: memory kept, libraries' chatter off, our own log lines on."""
     keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # raised by the way Lightning calls it
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

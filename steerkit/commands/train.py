@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +136,7 @@ class SteerkitCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Write ``predictions.parquet``."""
-        batches = self.trainer.predict_loop.predictions
-        groups = [group for batch in batches for group in batch]
-        records = [
-            {"id": group.example.id, "answer": group.example.answer, **_plain(asdict(rollout))}
-            for group in groups
-            for rollout in group.rollouts
-        ]
+        records = [record for batch in self.trainer.predict_loop.predictions for record in batch]
         write_samples(self.run_dir / "predictions.parquet", records)
         print(f"Wrote {len(records)} completions to {self.run_dir / 'predictions.parquet'}.")
 
@@ -152,14 +145,6 @@ def _places(points: Sequence[HookPoint], n_layers: int) -> str:
     if len(points) == n_layers:
         return f"all {n_layers} layers"
     return ", ".join(map(str, points[:4])) + (f" and {len(points) - 4} more" if len(points) > 4 else "")
-
-
-def _plain(rollout: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "completion": rollout["text"],
-        "finish_reason": rollout["finish_reason"],
-        "tokens": len(rollout["token_ids"]),
-    }
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:

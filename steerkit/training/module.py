@@ -13,7 +13,7 @@ from steerkit import registry
 from steerkit.datasets import PromptTemplate
 from steerkit.errors import SteerkitError
 from steerkit.evaluation import AvgAtK
-from steerkit.evaluation.arms import correct_table, judge_groups
+from steerkit.evaluation.arms import correct_table, judge_groups, sample_records
 from steerkit.hookpoints import HookPoint, parse_layers
 from steerkit.models import LoadedModel, SteeredModel, fingerprint, load_model
 from steerkit.rewards import Rubric, Verifiable
@@ -249,9 +249,11 @@ class SteeringModule(L.LightningModule):
     def test_step(self, batch: list[EncodedPrompt], batch_idx: int) -> None:
         self._accuracy_step(batch, "test")
 
-    def predict_step(self, batch: list[EncodedPrompt], batch_idx: int) -> list[RolloutGroup]:
+    def predict_step(self, batch: list[EncodedPrompt], batch_idx: int) -> list[dict[str, Any]]:
+        """One sample a problem, with its verdict, as flat records (Lightning can't carry frozen ones)."""
         assert self.loaded is not None
-        return self.sampler.sample(self.policy, self.loaded.tokenizer, batch, 1, self.params, self.settings.seed)
+        groups = self.sampler.sample(self.policy, self.loaded.tokenizer, batch, 1, self.params, self.settings.seed)
+        return sample_records(groups, judge_groups(self.judge, groups), {"temperature": self.params.temperature})
 
     # -- Lightning's plumbing
 

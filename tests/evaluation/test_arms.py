@@ -53,7 +53,9 @@ def test_a_planted_vector_is_seen_in_the_rows_and_samples(loaded):
     base, _, greedy, sampled = result.rows
     assert (base["arm"], base["k"], sampled["k"], sampled["n"]) == ("base", 1, 3, 4)
     steered = [s for s in result.samples if s["arm"] == "steered"]
-    assert {s["completion"] for s in steered} == {text * 2}
+    assert {s["completion"] for s in steered if s["temperature"] == 0} == {text * 2}
+    assert sum(text in s["completion"] for s in steered if s["temperature"] == 1) >= 4  # of 12, at chance 0.1
+    assert not any(text * 2 == s["completion"] for s in result.samples if s["arm"] == "base")
     # Cut off after two tokens: wrong as in the reward, and counted.
     assert greedy["truncated"] == 4 and greedy["accuracy"] == 0 and sampled["truncated"] == 12
     assert {s["reason"] for s in steered} == {"truncated"}

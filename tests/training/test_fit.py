@@ -40,7 +40,7 @@ def work(tmp_path, monkeypatch):
         "model": {
             "base": "model",
             "layers": [0, 2],
-            "lr": 0.3,
+            "lr": 1.0,
             "rewards": ["rewards.py:vowels"],
             "samples_per_prompt": 8,
             "max_tokens": 8,
@@ -51,7 +51,7 @@ def work(tmp_path, monkeypatch):
             "n_validation": 4,
             "n_test": 6,
         },
-        "trainer": {"max_steps": 8, "accelerator": "cpu", "enable_progress_bar": False, "val_check_interval": 4},
+        "trainer": {"max_steps": 10, "accelerator": "cpu", "enable_progress_bar": False, "val_check_interval": 4},
         "report": {"k": 2, "openings": 2},
     }
     return tmp_path, config
@@ -77,14 +77,14 @@ def test_fit_learns_and_leaves_a_complete_run_folder(work, capsys):
     assert fit(work) == 0
     run = work[0] / "run"
     rewards = [float(row["reward"]) for row in metrics(run) if row["reward"]]
-    assert len(rewards) == 8
-    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.1, rewards
+    assert len(rewards) == 10
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1, rewards
 
     vector = SteeringVector.from_pretrained(run / "vector")
     assert sorted(vector.norms()) == ["layers.0.output", "layers.2.output"]
     assert all(norm > 0.1 for norm in vector.norms().values())
     receipts = vector.metadata.receipts
-    assert receipts["steps"] == 8 and receipts["dataset"] == "arithmetic"
+    assert receipts["steps"] == 10 and receipts["dataset"] == "arithmetic"
     assert receipts["command"].startswith("steerkit fit --config")
 
     results = json.loads((run / "results.json").read_text())
