@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from steerkit.commands.console import command_line, prepare, progress_display
-from steerkit.datasets import PromptTemplate, open_dataset, subset
+from steerkit.datasets import PromptTemplate, dataset_name, open_dataset, subset
 from steerkit.errors import DataError
 from steerkit.evaluation import Arm, Protocol, evaluate
 from steerkit.evaluation.results import results_table, write_results
@@ -106,12 +106,12 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         device=options.device or default_device(),
         trust_remote_code=options.trust_remote_code,
     )
-    name = receipts.get("dataset", "") if options.data is None else Path(str(spec)).stem
+    name = dataset_name(spec)
     with progress_display() as progress:
         evaluation = evaluate(loaded, arms, examples, protocol, prompt, name, progress)
     from rich.console import Console
 
-    Console().print(results_table(evaluation.rows, f"{options.model}, {options.split} split of {name or spec}"))
+    Console().print(results_table(evaluation.rows, f"{options.model}, {options.split} split of {name}"))
     vector = " ".join(options.vector) or None
     command = command_line(verb, arguments)
     print(f"Wrote {write_results(out, evaluation, options.model, vector, options.seed, command)}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steerkit.datasets.base import SPLITS, PromptDataset, Split
-from steerkit.datasets.open import open_dataset
+from steerkit.datasets.open import dataset_name, open_dataset
 from steerkit.datasets.prompts import BOXED, PromptTemplate, fit_to_context
 from steerkit.datasets.records import Records
 from steerkit.datasets.splits import assign_split, deduplicate, normalised_key, subset
@@ -16,6 +16,7 @@ __all__ = [
     "Records",
     "Split",
     "assign_split",
+    "dataset_name",
     "deduplicate",
     "fit_to_context",
     "normalised_key",

@@ -42,3 +42,11 @@ def open_dataset(spec: str | Mapping[str, Any], data_root: str | None = None) ->
         settings.setdefault("data_root", data_root)
     opened: PromptDataset = registry.build("datasets", settings)
     return opened
+
+
+def dataset_name(spec: str | Mapping[str, Any]) -> str:
+    """A short name for results: the plugin's, or the files' (``mawps+asdiv``)."""
+    settings = spec if isinstance(spec, Mapping) else {"name": spec}
+    paths = settings.get("path", settings.get("name", "records"))
+    items = paths if isinstance(paths, list) else [paths]
+    return "+".join(Path(str(item["path"] if isinstance(item, Mapping) else item)).stem for item in items)

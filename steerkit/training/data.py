@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from steerkit.datasets import open_dataset, subset
+from steerkit.datasets import dataset_name, open_dataset, subset
 from steerkit.errors import DataError, SteerkitError
 from steerkit.rollouts import EncodedPrompt
 from steerkit.types import Example
@@ -75,7 +74,7 @@ def screened(examples: list[Example], path: str) -> list[Example]:
         if sample["temperature"] > 0 and sample["verdict"] != "fault":
             verdicts.setdefault(sample["id"], set()).add(sample["verdict"] == "correct")
     kept = [example for example in examples if len(verdicts.get(example.id, ())) == 2]
-    log.info("Screen: %d of %d training problems are solved sometimes, but not always.", len(kept), len(examples))
+    log.info("Screen: %d of %d screened problems are solved sometimes, but not always.", len(kept), len(verdicts))
     if not kept:
         raise DataError(f"The screen {path} leaves no training problem: evaluate --split train with k of 8 or more.")
     return kept
@@ -122,9 +121,7 @@ class PromptDataModule(L.LightningDataModule):
     @property
     def set_name(self) -> str:
         """What results call this set."""
-        settings = self.spec if isinstance(self.spec, dict) else {"name": self.spec}
-        paths = settings.get("path", settings.get("name", "records"))
-        return "+".join(Path(str(p)).stem for p in (paths if isinstance(paths, list) else [paths]))
+        return dataset_name(self.spec)
 
     def examples(self, split: Literal["train", "validation", "test"]) -> list[Example]:
         """All problems of a split, at most ``n_validation`` / ``n_test`` of the last two.

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from steerkit.datasets import dataset_name
 from steerkit.datasets.arithmetic import LIMIT, SPLITS, Arithmetic, generate_problem, generate_problems
 from steerkit.errors import DataError
 
@@ -51,6 +52,12 @@ def test_examples():
     assert len(examples) == 8 and len(data.load("validation")) == 4
     assert len({example.id for example in examples}) == 8
     assert all(example.answer.isdigit() and example.columns["steps"] in (2, 3, 4) for example in examples)
+
+
+def test_names_for_results():
+    assert dataset_name("arithmetic") == dataset_name({"name": "arithmetic", "n": 3}) == "arithmetic"
+    assert dataset_name("folder/svamp.jsonl") == "svamp"
+    assert dataset_name({"path": ["a.jsonl", {"path": "b/c.csv", "where": {"x": 1}}]}) == "a+c"
 
 
 def test_bad_input():
