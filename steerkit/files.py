@@ -81,8 +81,18 @@ def set_aside(folder: str | Path) -> Path | None:
     path = Path(folder)
     if not path.is_dir() or not any(path.iterdir()):
         return None
+    return _renamed(path, path.name)
+
+
+def set_aside_file(path: str | Path) -> Path | None:
+    """Rename ``metrics.csv``, where there is one, to the first free ``metrics.N.csv``."""
+    file = Path(path)
+    return _renamed(file, file.stem, file.suffix) if file.is_file() else None
+
+
+def _renamed(path: Path, stem: str, suffix: str = "") -> Path:
     number = 1
-    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+    while (aside := path.with_name(f"{stem}.{number}{suffix}")).exists():
         number += 1
     path.rename(aside)
     return aside

@@ -19,6 +19,7 @@ _EXPECTED_WARNINGS = (
     ".*GPU available but not used.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*LightningCLI's args parameter.*",  # our own dispatcher hands them on
+    ".*Experiment logs directory.*exists and is not empty.*",  # on resume; its metrics.csv was renamed before
     ".*Using ModelCheckpoint with manual optimization.*",  # the state after the step is what is wanted
     ".*dataloader is not resumable.*",  # StepBatches is: it starts at the step that the checkpoint names
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -66,16 +65,16 @@ def arms_of(paths: Sequence[str], random_control: bool, seed: int) -> list[Arm]:
     arms = [Arm("base")]
     for path in paths:
         vector = SteeringVector.from_pretrained(path)
-        label = "steered" if len(paths) == 1 else f"steered {Path(path).parent.name or path}"
+        suffix = "" if len(paths) == 1 else f" {path}"
         receipts = vector.metadata.receipts
         facts = {
             "train_seed": receipts.get("seed"),
             "lr": receipts.get("lr"),
             "trainable_params": sum(t.numel() for tensors in vector.tensors.values() for t in tensors.values()),
         }
-        arms.append(Arm(label, vector, facts=facts))
+        arms.append(Arm(f"steered{suffix}", vector, facts=facts))
         if random_control:
-            arms.append(Arm(label.replace("steered", "random"), vector.random_like(seed)))
+            arms.append(Arm(f"random{suffix}", vector.random_like(seed)))
     return arms
 
 
@@ -88,7 +87,12 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     arms = arms_of(options.vector, options.random_control, options.seed)
     receipts: dict[str, Any] = dict(arms[1].vector.metadata.receipts) if len(arms) > 1 and arms[1].vector else {}
     spec = options.data or receipts.get("dataset_spec") or "arithmetic"
-    examples: list[Example] = open_dataset(spec, options.data_root).load(options.split)
+    try:
+        examples: list[Example] = open_dataset(spec, options.data_root).load(options.split)
+    except DataError as error:
+        if options.data is None and "dataset_spec" in receipts:
+            raise DataError(f"{error} (The vector was trained on {dataset_name(spec)}: give --data_root.)") from error
+        raise
     if not examples:
         raise DataError(f"The {options.split} split of {spec!r} is empty.")
     examples = subset(examples, options.limit)

@@ -10,10 +10,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from steerkit.commands.console import command_line, prepare, progress_display
+from steerkit.errors import SteerkitError
 from steerkit.evaluation.results import results_table, write_samples
-from steerkit.files import ensure_folder, set_aside
+from steerkit.files import ensure_folder, set_aside, set_aside_file
 from steerkit.hookpoints import HookPoint
 from steerkit.training import PromptDataModule, SteeringModule
 from steerkit.training.callbacks import SampleTable, SteeringProgressBar, VectorWriter
@@ -30,10 +32,10 @@ class SteerkitCLI(LightningCLI):
         parser.add_argument("--vector_every", type=int, default=20, help="steps between writes of run_dir/vector")
         parser.add_argument("--samples_every", type=int, default=20, help="steps between sample tables; 0: none")
         parser.add_argument("--data_root", type=str | None, default=None, help="folder where relative data paths start")
-        parser.link_arguments("data_root", "data.data_root")
         parser.add_dataclass_arguments(ReportConfig, "report")
         parser.set_defaults(
             {
+                "trainer.devices": 1,
                 "trainer.log_every_n_steps": 1,
                 "trainer.num_sanity_val_steps": 0,
                 "trainer.val_check_interval": 20,
@@ -43,6 +45,16 @@ class SteerkitCLI(LightningCLI):
         )
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config["data_root"] is not None:
+            config["data"]["data_root"] = config["data_root"]
+        if str(config["trainer"].get("precision") or "").endswith("-true"):
+            raise SteerkitError("trainer.precision would cast the rollouts too: use model.dtype: bfloat16.")
+        for name, least in (("vector_every", 1), ("samples_every", 0)):
+            if config[name] < least:
+                raise SteerkitError(f"{name} must be at least {least}, got {config[name]}.")
 
     def _option(self, name: str) -> Any:
         return self.config[self.subcommand][name]
@@ -54,10 +66,6 @@ class SteerkitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config[self.subcommand]
         fitting = self.subcommand == "fit"
-        if fitting and not config.get("ckpt_path"):
-            aside = set_aside(self.run_dir)
-            if aside is not None:
-                print(f"{self.run_dir} held an earlier run: moved to {aside}.")
         ensure_folder(self.run_dir)
         if config["trainer"].get("logger") is None:
             loggers: Any = False
@@ -72,16 +80,20 @@ class SteerkitCLI(LightningCLI):
         return trainer
 
     def _callbacks(self, given: list[Callback]) -> list[Callback]:
+        config = self.config_init[self.subcommand]
+        asked = config["trainer"].get("callbacks") or []
+        asked = asked if isinstance(asked, list) else [asked]
+        default = [c for c in given if type(c) is ModelCheckpoint and c not in asked]
+        kept = [c for c in given if c not in default and not (isinstance(c, ProgressBar) and c not in asked)]
         ours: list[Callback] = [
-            VectorWriter(self.run_dir / "vector", self.receipts, self._option("vector_every")),
-            SampleTable(self._option("samples_every")),
+            VectorWriter(self.run_dir / "vector", self.receipts, config["vector_every"]),
+            SampleTable(config["samples_every"]),
         ]
-        if self.config[self.subcommand]["trainer"].get("enable_progress_bar") is not False:
+        wanted = config["trainer"].get("enable_progress_bar") is not False
+        if wanted and not any(isinstance(c, ProgressBar) for c in kept):
             ours.append(SteeringProgressBar())
-        default = [c for c in given if type(c) is ModelCheckpoint and c.dirpath is None]
-        kept = [c for c in given if c not in default and not isinstance(c, ProgressBar)]
         if default:  # Lightning's own, at the end of each epoch: ours are in the run folder, every few steps
-            every = self._option("vector_every")
+            every = config["vector_every"]
             ours.append(ModelCheckpoint(self.run_dir / "checkpoints", save_last=True, every_n_train_steps=every))
         # Checkpoints come last (Lightning's rule), so that they see what the others did.
         return sorted([*kept, *ours], key=lambda callback: isinstance(callback, ModelCheckpoint))
@@ -104,8 +116,24 @@ class SteerkitCLI(LightningCLI):
         }
 
     def before_fit(self) -> None:
-        """Say in one line what is trained."""
+        """Load everything, so that a mistake shows before a step is made or an old run moved; say what is trained."""
+        if self.trainer.world_size > 1:
+            raise SteerkitError("fit runs on one device so far: set trainer.devices to 1.")
+        resume = self._option("ckpt_path")
+        if resume == "last" and not (self.run_dir / "checkpoints" / "last.ckpt").exists():
+            raise SteerkitError(f"No checkpoint to resume from: {self.run_dir}/checkpoints/last.ckpt does not exist.")
+        self.model.trainer = self.trainer
         self.model.configure_model()
+        report = self.config_init[self.subcommand]["report"]
+        for split in ("train", "validation", "test") if report.arms else ("train",):
+            self.datamodule.examples(split)
+        if resume:
+            set_aside_file(self.run_dir / "metrics.csv")  # the logger would delete it
+        else:
+            aside = set_aside(self.run_dir)
+            if aside is not None:
+                print(f"{self.run_dir} held an earlier run: moved to {aside}.")
+            ensure_folder(self.run_dir)
         policy, spec = self.model.policy, self.model.settings.intervention
         frozen = sum(p.numel() for p in policy.base.parameters())
         trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
@@ -120,6 +148,7 @@ class SteerkitCLI(LightningCLI):
         """Write the vector, measure the arms, print the table."""
         if not self.trainer.is_global_zero:
             return
+        self.model.to(self.trainer.strategy.root_device)  # Lightning's teardown moved it to the CPU
         self.model.steering_vector(self.receipts()).save_pretrained(self.run_dir / "vector")
         config = self.config_init[self.subcommand]["report"]
         if not config.arms:
@@ -151,6 +180,14 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     """Parse the config and run one of Lightning's verbs."""
     prepare()
     SteerkitCLI.command = command_line(verb, arguments)
+    try:
+        _run_lightning(verb, arguments)
+    except (MisconfigurationException, FileNotFoundError) as error:
+        raise SteerkitError(" ".join(str(error).split())) from error
+    return 0
+
+
+def _run_lightning(verb: str, arguments: Sequence[str]) -> None:
     SteerkitCLI(
         SteeringModule,
         PromptDataModule,
@@ -161,4 +198,3 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         args=[verb, *arguments],
         parser_kwargs={"prog": "steerkit"},
     )
-    return 0

@@ -76,6 +76,8 @@ def subset(examples: list[Example], n: int | None, seed: int = 0) -> list[Exampl
 
     Not the first rows: files are often sorted by source or difficulty.
     """
+    if n is not None and n < 1:
+        raise DataError(f"The number of problems must be at least 1 (or null for all), got {n}.")
     if n is None or len(examples) <= n:
         return examples
     digests = [hashlib.sha1(f"{seed}:{normalised_key(e.problem)}".encode()).digest() for e in examples]

@@ -103,6 +103,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
     try:
+        examples = _fitting(loaded, arms, examples, protocol, prompt)
         for arm in arms:
             model = (
                 arm.vector.steer(loaded.base, loaded.layout)
@@ -123,6 +124,18 @@ def evaluate(
         if own is not None:
             own.close()
     return Evaluation(rows, samples)
+
+
+def _fitting(
+    loaded: LoadedModel, arms: Sequence[Arm], examples: Sequence[Example], protocol: Protocol, prompt: PromptTemplate
+) -> list[Example]:
+    """The problems whose prompt fits the context in every arm, so that all arms answer the same ones."""
+    kept = list(examples)
+    for opening in dict.fromkeys(arm.assistant_prefix for arm in arms):
+        template = prompt.with_opening(opening)
+        fitting = encode_prompts(loaded.base, loaded.tokenizer, template, kept, protocol.max_tokens, "drop")
+        kept = [encoded.example for encoded in fitting]
+    return kept
 
 
 def _sample(
@@ -189,6 +202,7 @@ def sample_records(
             **facts,
             "id": group.example.id,
             "source": group.example.source,
+            "problem": group.example.problem,
             "sample": index,
             "answer": group.example.answer,
             "completion": rollout.text,

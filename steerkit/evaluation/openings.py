@@ -10,6 +10,7 @@ import torch
 from steerkit.datasets import PromptTemplate
 from steerkit.evaluation.arms import Arm, Protocol, evaluate
 from steerkit.models import LoadedModel, SteeredModel
+from steerkit.rewards.verifiable import Verifiable
 from steerkit.rollouts import encode_prompts
 from steerkit.rollouts.teacher_forcing import left_pad
 from steerkit.types import Example
@@ -46,7 +47,12 @@ def first_token_distribution(
 
 
 def rank_openings(
-    loaded: LoadedModel, examples: Sequence[Example], protocol: Protocol, prompt: PromptTemplate, candidates: int = 8
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    protocol: Protocol,
+    prompt: PromptTemplate,
+    candidates: int = 8,
+    judge: Verifiable | None = None,
 ) -> list[Opening]:
     """The base's likeliest first tokens, prefilled one after another; the best accuracy at temperature 1 first.
 
@@ -57,8 +63,8 @@ def rank_openings(
     protocol = replace(protocol, temperatures=(1.0,), k=1)
     for token, probability in first_token_distribution(loaded, examples, prompt, candidates):
         text = str(loaded.tokenizer.decode([token]))
-        if token in special or not text.strip():
+        if token in special or not text.strip() or "\ufffd" in text:
             continue
-        rows = evaluate(loaded, [Arm("prefix", assistant_prefix=text)], examples, protocol, prompt).rows
+        rows = evaluate(loaded, [Arm("prefix", assistant_prefix=text)], examples, protocol, prompt, judge=judge).rows
         found.append(Opening(text, probability, rows[0]["accuracy"]))
     return sorted(found, key=lambda opening: -opening.accuracy)

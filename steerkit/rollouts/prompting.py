@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from steerkit.datasets import PromptTemplate, fit_to_context
 from steerkit.errors import DataError
+from steerkit.models.layout import text_config
 from steerkit.rollouts.sampler import EncodedPrompt
 from steerkit.types import Example
 
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def context_length(base: PreTrainedModel) -> int:
     """The longest sequence the model was made for, in tokens."""
-    config = base.config
+    config = text_config(base)
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
         if isinstance(getattr(config, name, None), int):
             return int(getattr(config, name))

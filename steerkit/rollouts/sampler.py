@@ -97,7 +97,7 @@ def draw_tokens(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, 
     else:
         cdf = log_probs.exp().cumsum(dim=-1)
         # Scaling u by the last entry takes out the rounding of the sum; right=True never picks a zero-probability id.
-        target = (u.to(cdf.dtype) * cdf[:, -1]).unsqueeze(-1)
+        target = (u.to(cdf.dtype).clamp(max=1 - 2**-24) * cdf[:, -1]).unsqueeze(-1)
         ids = torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
     return ids, log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 

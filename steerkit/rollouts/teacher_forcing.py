@@ -25,10 +25,9 @@ class Branches:
     completions: Sequence[Sequence[int]]
     """[K][T], each at least one token."""
 
-    @property
-    def tokens(self) -> int:
-        """Padded tokens of the two passes: the prompt once, each completion to the longest one's length."""
-        return len(self.prompt) + len(self.completions) * max(map(len, self.completions))
+
+_CACHE_SHARE = 8
+"""A completion's copy of its prompt's keys and values takes about 1/8 of the memory of the prompt's activations."""
 
 
 def completion_log_probs(
@@ -79,7 +78,7 @@ def micro_batches(groups: Sequence[Branches], token_budget: int) -> Iterator[lis
         prompt, completions = groups[index].prompt, groups[index].completions
         piece: list[int] = []
         for k in sorted(range(len(completions)), key=lambda k: len(completions[k])):
-            if piece and len(prompt) + (len(piece) + 1) * len(completions[k]) > token_budget:
+            if piece and _cost(1, len(prompt), len(piece) + 1, len(completions[k])) > token_budget:
                 pieces.append((index, piece))
                 piece = []
             piece.append(k)
@@ -90,7 +89,7 @@ def micro_batches(groups: Sequence[Branches], token_budget: int) -> Iterator[lis
     for index, piece in pieces:
         longest = max(len(groups[index].completions[k]) for k in piece)
         widths = max(prompt_width, len(groups[index].prompt)), max(completion_width, longest)
-        size = (len(batch) + 1) * widths[0] + (n_completions + len(piece)) * widths[1]
+        size = _cost(len(batch) + 1, widths[0], n_completions + len(piece), widths[1])
         if batch and size > token_budget:
             yield batch
             batch, n_completions = [], 0
@@ -100,6 +99,11 @@ def micro_batches(groups: Sequence[Branches], token_budget: int) -> Iterator[lis
         n_completions += len(piece)
     if batch:
         yield batch
+
+
+def _cost(prompts: int, prompt_width: int, completions: int, completion_width: int) -> int:
+    """Padded tokens of both passes, the completions' copies of the prompts' keys and values included."""
+    return prompts * prompt_width + completions * (completion_width + prompt_width // _CACHE_SHARE)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -153,6 +153,11 @@ class PromptDataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         prompts = self._prompts("train")
+        if len(prompts) < self.prompts_per_step:
+            raise DataError(
+                f"{self.set_name} has {len(prompts)} training problems, fewer than prompts_per_step "
+                f"{self.prompts_per_step}: a problem would stand twice in a batch. Lower prompts_per_step."
+            )
         n_batches = -(-len(prompts) // self.prompts_per_step)
         if trainer.max_epochs in (None, -1) and trainer.max_steps > 0:
             # One long epoch: the progress bar then counts to the end of the run and knows the time left.

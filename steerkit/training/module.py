@@ -11,7 +11,7 @@ import torch
 
 from steerkit import registry
 from steerkit.datasets import PromptTemplate
-from steerkit.errors import SteerkitError
+from steerkit.errors import SteerkitError, TrainingError
 from steerkit.evaluation import AvgAtK
 from steerkit.evaluation.arms import correct_table, judge_groups, sample_records
 from steerkit.hookpoints import HookPoint, parse_layers
@@ -25,6 +25,9 @@ from steerkit.vectors import SteeringVector, VectorMetadata
 
 PREFIX = "policy.steering."
 """State-dict keys of what is trained; the base's weights are never in a checkpoint."""
+
+PARITY = {True: 0.05, False: 0.5}
+"""Largest difference (nats) of a token's log-probability between sampler and trainer: fp32 base, 16-bit base."""
 
 
 class SteeringModule(L.LightningModule):
@@ -102,6 +105,7 @@ class SteeringModule(L.LightningModule):
         self.last_groups: list[RolloutGroup] = []
         self.last_verdicts: Any = None
         self.generated_tokens = 0
+        self.last_step = 0
         # A ModuleDict, so that Lightning finds the metrics and moves them; keys may not hold a dot.
         self.accuracy_at = torch.nn.ModuleDict({_key(t): AvgAtK() for t in validation_temperatures})
 
@@ -120,13 +124,16 @@ class SteeringModule(L.LightningModule):
             layout=options.layout,
         )
         if options.vector:
-            self.policy = SteeringVector.from_pretrained(options.vector).steer(loaded.base, loaded.layout)
+            start = SteeringVector.from_pretrained(options.vector)
+            self.intervention_name = start.intervention
+            self.policy = start.steer(loaded.base, loaded.layout)
         else:
             spec = options.intervention
             settings = dict(spec) if isinstance(spec, dict) else {"name": spec}
             name = settings.pop("name", "static")
             bare = SteeredModel(loaded.base, {}, loaded.layout)
             points = parse_layers(options.layers, bare.n_layers)
+            self.intervention_name = name
             plugin = registry.resolve("interventions", name)
             built = plugin.build(points, bare.d_model, **settings)
             self.policy = SteeredModel(loaded.base, built, loaded.layout)
@@ -149,10 +156,6 @@ class SteeringModule(L.LightningModule):
         """The current vector as a value, with what is known of its making."""
         self.configure_model()
         assert self.loaded is not None
-        spec = self.settings.intervention
-        name = spec.get("name", "static") if isinstance(spec, dict) else spec
-        if self.settings.vector:
-            name = SteeringVector.from_pretrained(self.settings.vector).intervention
         metadata = VectorMetadata(
             model=self.loaded.name,
             fingerprint=fingerprint(self.loaded.base),
@@ -160,7 +163,7 @@ class SteeringModule(L.LightningModule):
             n_layers=self.policy.n_layers,
             receipts={"prompt": self.prompt.to_dict(), "max_tokens": self.params.max_tokens, **(receipts or {})},
         )
-        return SteeringVector.from_interventions(name, self.policy.interventions, metadata)
+        return SteeringVector.from_interventions(self.intervention_name, self.policy.interventions, metadata)
 
     # -- training
 
@@ -200,6 +203,11 @@ class SteeringModule(L.LightningModule):
             self.settings.micro_batch_tokens,
             self.manual_backward,
         )
+        if self.global_step == 0 and stats.logprob_gap > PARITY[self.policy.dtype == torch.float32]:
+            raise TrainingError(
+                f"Sampler and trainer disagree: log-probabilities of the same tokens differ by {stats.logprob_gap:.3g} "
+                "nats. The model's cached or padded decoding is not its full pass; try another dtype or sampler."
+            )
         norm = clip_gradients([p for p in self.policy.parameters() if p.requires_grad], self.settings.grad_clip)
         warm = min(1.0, (self.global_step + 1) / max(1, self.settings.warmup_steps))
         for group in optimizer.param_groups:
@@ -208,6 +216,7 @@ class SteeringModule(L.LightningModule):
         done = time.perf_counter()
 
         self.generated_tokens += n_tokens
+        self.last_step = self.global_step
         self.seconds_per_step.append(done - began)
         self.last_groups, self.last_verdicts = groups, scores.verdicts
         metrics = step_metrics(groups, scores, advantages, self.policy)
@@ -260,6 +269,18 @@ class SteeringModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(PREFIX)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = {key for key in checkpoint["state_dict"] if key.startswith(PREFIX)}
+        ours = {PREFIX + name for name, _ in self.policy.steering.named_parameters()}
+        if saved != ours:
+            raise SteerkitError(
+                f"The checkpoint holds {', '.join(sorted(saved))}, this config trains {', '.join(sorted(ours))}: "
+                "use the config in the run's folder."
+            )
+
+    def on_fit_start(self) -> None:
+        self.rubric.warm()  # verifier processes start while the first rollouts are sampled
 
     def teardown(self, stage: str) -> None:
         self.rubric.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -14,6 +15,8 @@ from steerkit.evaluation.openings import Opening, rank_openings
 from steerkit.evaluation.results import write_results
 from steerkit.training.data import PromptDataModule
 from steerkit.training.module import SteeringModule
+
+log = logging.getLogger(__name__)
 
 ARMS = ("base", "steered", "random", "prefix")
 
@@ -39,6 +42,8 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         unknown = [arm for arm in self.arms if arm not in ARMS]
+        if self.openings < 1:
+            raise SteerkitError(f"report.openings must be at least 1, got {self.openings}.")
         if unknown:
             raise SteerkitError(f"Unknown report arm {unknown[0]!r}: choose from {', '.join(ARMS)}.")
 
@@ -87,13 +92,17 @@ def final_report(
         elif name == "random":
             arms.append(Arm("random", vector.random_like(config.seed)))
         else:
-            openings = rank_openings(loaded, data.examples("validation"), protocol, module.prompt, config.openings)
+            validation = data.examples("validation")
+            openings = rank_openings(loaded, validation, protocol, module.prompt, config.openings, module.judge)
+            if not openings:
+                log.warning("No printable opening among the base's likeliest first tokens: no prefix row.")
+                continue
             arms.append(Arm(f"prefix {openings[0].text!r}", assistant_prefix=openings[0].text))
     evaluation = evaluate(
         loaded, arms, data.examples("test"), protocol, module.prompt, data.set_name, progress, module.judge
     )
     extra: dict[str, Any] = {
-        "steps": len(seconds),
+        "steps": module.last_step,
         "vector_norms": vector.norms(),
         "openings": [{"text": o.text, "probability": o.probability, "accuracy": o.accuracy} for o in openings],
     }

@@ -92,6 +92,8 @@ def build(name: str, out: Path, recipe: Recipe, mix: Mixture) -> dict[str, Any]:
     """Make one model of the zoo in ``out``; returns its card's numbers."""
     from steerkit.models import load_model
 
+    if out.exists() and any(out.iterdir()) and not (out / "card.json").exists():
+        raise SystemExit(f"{out} holds something else than a model of the zoo: choose another folder with --out.")
     keep_freed_memory()
     began = time.monotonic()
     # One tokenizer for all seeds and shapes of the zoo, so that vectors and texts can move between them.

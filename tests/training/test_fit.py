@@ -120,6 +120,34 @@ def test_fit_learns_and_leaves_a_complete_run_folder(work, capsys):
         assert torch.equal(tensors["vector"], again.tensors[point]["vector"])
 
 
+def test_resume_is_bit_equal_and_keeps_the_metrics(work, capsys):
+    folder = work[0]
+    assert fit(work, "--report.arms", "[]", "--run_dir", "whole", "--vector_every", "4") == 0
+    assert fit(work, "--report.arms", "[]", "--vector_every", "4", "--trainer.max_steps", "4") == 0
+    resumed = ["--report.arms", "[]", "--vector_every", "4", "--ckpt_path", "run/checkpoints/last.ckpt"]
+    assert fit(work, *resumed) == 0
+    whole, again = (SteeringVector.from_pretrained(folder / run / "vector") for run in ("whole", "run"))
+    assert again.metadata.receipts["steps"] == 10
+    for point, tensors in whole.tensors.items():
+        assert torch.equal(tensors["vector"], again.tensors[point]["vector"])
+    assert (folder / "run" / "metrics.1.csv").exists() and not (folder / "run.1").exists()
+    assert fit(work, *resumed, "--model.layers", "[1]") == 2
+    assert "layers_0_output" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert fit(work, "--ckpt_path", "last", "--run_dir", "fresh") == 2
+    assert "No checkpoint to resume from" in capsys.readouterr().err
+
+
+def test_a_mistake_moves_no_earlier_run(work, capsys):
+    assert fit(work, "--report.arms", "[]", "--trainer.max_steps", "1") == 0
+    for mistake in (["--model.base", "nothing"], ["--data.dataset", "nothing.jsonl"], ["--trainer.devices", "2"]):
+        assert fit(work, *mistake) == 2
+        assert (work[0] / "run" / "vector").is_dir() and not (work[0] / "run.1").exists(), mistake
+    # Going on from the vector in the very folder of the new run.
+    vector = ["--model.vector", "run/vector", "--report.arms", "[]", "--trainer.max_steps", "1"]
+    assert fit(work, *vector) == 0
+    assert (work[0] / "run.1" / "vector").is_dir()
+
+
 def test_no_steps_no_change(work):
     assert fit(work, "--trainer.max_steps", "0", "--report.arms", "[base,steered]") == 0
     rows = json.loads((work[0] / "run" / "results.json").read_text())["rows"]
