@@ -20,6 +20,7 @@ _EXPECTED_WARNINGS = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*LightningCLI's args parameter.*",  # our own dispatcher hands them on
     ".*Experiment logs directory.*exists and is not empty.*",  # on resume; its metrics.csv was renamed before
+    ".*Checkpoint directory .* exists and is not empty.*",  # on resume
     ".*Using ModelCheckpoint with manual optimization.*",  # the state after the step is what is wanted
     ".*dataloader is not resumable.*",  # StepBatches is: it starts at the step that the checkpoint names
 )

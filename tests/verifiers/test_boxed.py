@@ -37,9 +37,9 @@ def test_no_box(text: str) -> None:
 
 @pytest.mark.parametrize("text", [r"\boxed{" * 150_000, r"\boxedx" * 150_000, "{" * 10**6, r"\boxed{" + "{}" * 500_000])
 def test_a_million_characters_take_linear_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # CPU time: a busy machine does not count
     last_boxed(text)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3  # quadratic time would be hours
 
 
 def test_exact_verifier_forgives_white_space_only() -> None:
