@@ -131,10 +131,20 @@ def test_resume_is_bit_equal_and_keeps_the_metrics(work, capsys):
     for point, tensors in whole.tensors.items():
         assert torch.equal(tensors["vector"], again.tensors[point]["vector"])
     assert (folder / "run" / "metrics.1.csv").exists() and not (folder / "run.1").exists()
-    assert fit(work, *resumed, "--model.layers", "[1]") == 2
-    assert "layers_0_output" in capsys.readouterr().err.strip().splitlines()[-1]
     assert fit(work, "--ckpt_path", "last", "--run_dir", "fresh") == 2
     assert "No checkpoint to resume from" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_layers_is_refused(work):
+    from steerkit.errors import SteerkitError
+    from steerkit.training import SteeringModule
+
+    module = SteeringModule(base="model", layers=[0, 2])
+    module.configure_model()
+    key = "policy.steering.layers_{}_output.vector"
+    module.on_load_checkpoint({"state_dict": {key.format(0): torch.zeros(32), key.format(2): torch.zeros(32)}})
+    with pytest.raises(SteerkitError, match="layers_1_output"):
+        module.on_load_checkpoint({"state_dict": {key.format(1): torch.zeros(32)}})
 
 
 def test_a_mistake_moves_no_earlier_run(work, capsys):
