@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,3 +96,24 @@ def _renamed(path: Path, stem: str, suffix: str = "") -> Path:
         number += 1
     path.rename(aside)
     return aside
+
+
+def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder beside ``folder`` by ``write``, then put it in its place: a reader meets the old one or the new
+    one.
+
+    Raises:
+        SteerkitError: if it can't be written; what was there before stays.
+    """
+    target = Path(folder)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
+            fresh = Path(name) / "new"
+            fresh.mkdir()
+            write(fresh)
+            if target.exists():  # a folder can't be renamed over another: the old one is aside for a moment
+                target.rename(Path(name) / "old")
+            fresh.rename(target)
+    except OSError as error:
+        raise SteerkitError(f"Can't write {target}: {error.strerror or error}.") from error

@@ -10,15 +10,26 @@ from dataclasses import dataclass
 
 from steerkit.errors import SteerkitError
 
-SITES = ("output",)
-"""``output``: the residual stream after block l (mission: h_l <- h_l + s_l)."""
+SITES = ("output", "attn_output", "mlp_output", "down_proj")
+"""Where in block l something is added.
 
-_SPELLINGS = (
-    re.compile(r"^layers\.(?P<layer>-?\d+)(?:\.(?P<site>[a-z_]+))?$"),  # ours
-    re.compile(r"^layers\[(?P<layer>-?\d+)\]$"),  # nnterp
-    re.compile(r"^layers_output\[(?P<layer>-?\d+)\]$"),  # nnterp
-    re.compile(r"^blocks\.(?P<layer>-?\d+)\.hook_resid_post$"),  # TransformerLens
-    re.compile(r"^(?P<layer>-?\d+)$"),
+- ``output``: to the residual stream after the block (mission: h_l <- h_l + s_l);
+- ``attn_output``: to what attention adds to the stream, so the block's MLP reads the change (sequential blocks);
+- ``mlp_output``: to what the MLP adds to the stream; the same numbers as ``output``, up to rounding;
+- ``down_proj``: to the output of the MLP's last linear map, before a post-norm (gemma 2) where there is one.
+
+Alphabetical order is forward order.
+"""
+
+_SPELLINGS: tuple[tuple[re.Pattern[str], str | None], ...] = (
+    (re.compile(r"^layers\.(?P<layer>-?\d+)(?:\.(?P<site>[a-z_]+))?$"), None),  # ours
+    (re.compile(r"^(?P<layer>-?\d+)$"), None),
+    (re.compile(r"^layers(?:_output)?\[(?P<layer>-?\d+)\]$"), "output"),  # nnterp
+    (re.compile(r"^attentions_output\[(?P<layer>-?\d+)\]$"), "attn_output"),
+    (re.compile(r"^mlps_output\[(?P<layer>-?\d+)\]$"), "mlp_output"),
+    (re.compile(r"^blocks\.(?P<layer>-?\d+)\.hook_resid_post$"), "output"),  # TransformerLens
+    (re.compile(r"^blocks\.(?P<layer>-?\d+)\.hook_attn_out$"), "attn_output"),
+    (re.compile(r"^blocks\.(?P<layer>-?\d+)\.hook_mlp_out$"), "mlp_output"),
 )
 
 
@@ -34,10 +45,13 @@ class HookPoint:
         return f"layers.{self.layer}.{self.site}"
 
     @classmethod
-    def parse(cls, spec: str | int | HookPoint, n_layers: int | None = None) -> HookPoint:
+    def parse(cls, spec: str | int | HookPoint, n_layers: int | None = None, site: str = "output") -> HookPoint:
         """Read any accepted spelling: ``layers.3.output``, ``layers[3]``, ``blocks.3.hook_resid_post``, 3, -1.
 
         With ``n_layers``, negative indices count from the end and the range is checked.
+
+        Args:
+            site: where a spelling that names a layer only.
 
         Raises:
             SteerkitError: for an unknown spelling or site, or a layer outside the model.
@@ -45,13 +59,15 @@ class HookPoint:
         if isinstance(spec, HookPoint):
             layer, site = spec.layer, spec.site
         else:
-            match = next((m for m in (p.match(str(spec).strip()) for p in _SPELLINGS) if m), None)
-            if match is None:
+            text = str(spec).strip()
+            found = next(((match, own) for pattern, own in _SPELLINGS if (match := pattern.match(text))), None)
+            if found is None:
                 raise SteerkitError(
                     f"Can't read hook point {spec!r}: write a layer number (3, -1) or 'layers.3.output'."
                 )
+            match, own = found
             layer = int(match["layer"])
-            site = match.groupdict().get("site") or "output"
+            site = own or match.groupdict().get("site") or site
         if site not in SITES:
             raise SteerkitError(f"Unknown site {site!r} in hook point {spec!r}: known sites are {', '.join(SITES)}.")
         if n_layers is not None:
@@ -66,16 +82,19 @@ class HookPoint:
         return cls(layer, site)
 
 
-def parse_layers(spec: str | int | list[int | str], n_layers: int) -> list[HookPoint]:
+def parse_layers(spec: str | int | list[int | str], n_layers: int, site: str = "output") -> list[HookPoint]:
     """``all``, one layer, or a list of layers -> hook points in forward order.
 
+    Args:
+        site: of the layers that are given by number alone.
+
     Raises:
-        SteerkitError: for an empty list, a layer named twice, or one outside the model.
+        SteerkitError: for an empty list, a hook point named twice, or one outside the model.
     """
     items: list[int | str] = list(range(n_layers)) if spec == "all" else spec if isinstance(spec, list) else [spec]
     if not items:
         raise SteerkitError("No layer given: write 'all', one layer, or a list such as [3, 4].")
-    points = [HookPoint.parse(item, n_layers) for item in items]
+    points = [HookPoint.parse(item, n_layers, site) for item in items]
     if len(set(points)) != len(points):
         raise SteerkitError(f"A layer is named twice in {spec!r}.")
     return sorted(points)

@@ -51,6 +51,8 @@ class RolloutGroup:
     """[P] token ids of the rendered prompt, without padding."""
     rollouts: tuple[Rollout, ...]
     """[K]"""
+    segments: tuple[str, ...] = ()
+    """[P] the part of the prompt that each token belongs to; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)

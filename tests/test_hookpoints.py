@@ -44,7 +44,7 @@ def test_sorts_in_forward_order():
         ("layer 3", 5, "Can't read hook point"),
         ("3.5", 5, "Can't read hook point"),
         ("", 5, "Can't read hook point"),
-        ("blocks.3.hook_mlp_out", 5, "Can't read hook point"),
+        ("blocks.3.hook_resid_pre", 5, "Can't read hook point"),
         ("layers.3.input", 5, "Unknown site 'input'"),
         (5, 5, r"Layer 5 is out of range: the model has 5 layers, 0 to 4 \(or -5 to -1\)"),
         (-6, 5, "Layer -6 is out of range"),

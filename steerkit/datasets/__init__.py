@@ -6,6 +6,7 @@ from steerkit.datasets.base import SPLITS, PromptDataset, Split
 from steerkit.datasets.open import dataset_name, open_dataset
 from steerkit.datasets.prompts import BOXED, PromptTemplate, fit_to_context
 from steerkit.datasets.records import Records
+from steerkit.datasets.segments import prompt_segments
 from steerkit.datasets.splits import assign_split, deduplicate, normalised_key, subset
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "fit_to_context",
     "normalised_key",
     "open_dataset",
+    "prompt_segments",
     "subset",
 ]

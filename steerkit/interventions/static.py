@@ -14,6 +14,11 @@ from steerkit.interventions.base import Intervention
 class Static(Intervention):
     """One trainable vector s_l, the same for all tokens; D numbers a layer."""
 
+    sites = ("output", "attn_output", "mlp_output", "down_proj")
+    reads = "nothing"
+    constant = True
+    scale_by = ("vector",)
+
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model)
         self.vector = nn.Parameter(torch.zeros(d_model, dtype=torch.float32))

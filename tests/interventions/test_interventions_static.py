@@ -46,7 +46,7 @@ class ForgetsSettings(RankOne):
 
 
 class LeaksThroughMask(RankOne):
-    def forward(self, hidden, positions=None):
+    def forward(self, hidden, positions=None, read=None, gain=1.0):
         steered = super().forward(hidden)
         return (
             steered if positions is None else steered * positions[..., None] + hidden * ~positions[..., None] * 1.0001

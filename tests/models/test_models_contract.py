@@ -43,15 +43,15 @@ def test_contract_one_layer(layer):
 class OffInCachedDecoding(SteeredModel):
     """nnsight issue 466: the hook misses the decoded tokens."""
 
-    def _steer_hook(self, scope, point, intervention):
-        inner = super()._steer_hook(scope, point, intervention)
+    def _steer_hook(self, site, intervention, stream):
+        inner = super()._steer_hook(site, intervention, stream)
         return lambda module, args, output: None if output.shape[1] == 1 else inner(module, args, output)
 
 
 class OffAtOneLayer(SteeredModel):
-    def _steer_hook(self, scope, point, intervention):
-        inner = super()._steer_hook(scope, point, intervention)
-        return (lambda *a: None) if point.layer == 1 else inner
+    def _steer_hook(self, site, intervention, stream):
+        inner = super()._steer_hook(site, intervention, stream)
+        return (lambda *a: None) if site.point.layer == 1 else inner
 
 
 class SteersTwice(SteeredModel):

@@ -171,7 +171,7 @@ def test_counter_reset_and_complete(model):
     with model.disabled():
         model(IDS)
     assert model.counter.total == 20 and model.counter.complete
-    model.counter.total -= 1
+    model.counter.steered(-1)
     assert not model.counter.complete
     model.counter.reset()
     assert (model.counter.forward_calls, model.counter.tokens, model.counter.total, model.counter.layers) == (
