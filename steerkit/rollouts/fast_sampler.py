@@ -1,0 +1,208 @@
+"""The fast sampler: one prefill a prompt, a cache that is allocated once, rows that join and leave, packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from steerkit.errors import SteerkitError
+from steerkit.models.positions import mask_positions, positions_from_mask
+from steerkit.rollouts.acceleration import accelerated
+from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
+from steerkit.rollouts.slab_cache import SlabCache
+from steerkit.rollouts.teacher_forcing import left_pad
+from steerkit.rollouts.transformers_sampler import TransformersSampler
+from steerkit.rollouts.uniforms import uniforms
+from steerkit.types import Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from steerkit.models import SteeredModel
+
+
+class FastSampler(Sampler):
+    """Continuous batching: finished rows leave, waiting prompts join; the same samples as the reference sampler, up to
+    rounding at the boundary of a draw.
+
+    A model whose cache is more than keys and values (mamba, linear attention), or that takes no position ids, is sampled by
+    ``TransformersSampler``.
+
+    Args:
+        max_rows: sequences decoded at once (prompts x K).
+        token_budget: rows x columns of the cache; long completions get fewer rows.
+        pack: ``auto`` packs the linear weights for the CPU's matrix kernels while sampling, which takes their memory once
+            more; ``never`` does not.
+    """
+
+    def __init__(self, max_rows: int = 256, token_budget: int = 262_144, pack: str = "auto") -> None:
+        if max_rows < 1 or token_budget < 1:
+            raise SteerkitError(f"max_rows and token_budget must be at least 1, got {max_rows} and {token_budget}.")
+        if pack not in ("auto", "never"):
+            raise SteerkitError(f"pack must be 'auto' or 'never', got {pack!r}.")
+        self.max_rows, self.token_budget, self.pack = max_rows, token_budget, pack
+
+    def stream(
+        self,
+        model: SteeredModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[EncodedPrompt],
+        k: int,
+        params: SamplingParams,
+        seed: int,
+    ) -> Iterator[tuple[int, RolloutGroup]]:
+        if not prompts:
+            return
+        if not supported(model):
+            yield from TransformersSampler(self.max_rows).stream(model, tokenizer, prompts, k, params, seed)
+            return
+        with torch.inference_mode():
+            yield from _Decoder(self, model, tokenizer, prompts, k, params, seed).run()
+
+
+def supported(model: SteeredModel) -> bool:
+    """Whether the model's cache holds keys and values alone and positions can be given."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = DynamicCache(config=model.base.config).layers
+    plain = len(layers) in (0, model.n_layers) and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers
+    )
+    return plain and model.takes_positions
+
+
+class _Decoder:
+    """One call of the sampler."""
+
+    def __init__(
+        self,
+        sampler: FastSampler,
+        model: SteeredModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[EncodedPrompt],
+        k: int,
+        params: SamplingParams,
+        seed: int,
+    ) -> None:
+        self.sampler, self.model, self.tokenizer, self.prompts = sampler, model, tokenizer, prompts
+        self.k, self.params, self.seed = k, params, seed
+        # The longest first: a row that joins needs as many columns in front of it as its prompt is long.
+        self.waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
+        longest = len(prompts[self.waiting[-1]].ids)
+        rows = min(sampler.max_rows, max(1, sampler.token_budget // (longest + params.max_tokens)))
+        self.n_slots = min(max(rows, k), len(prompts) * k)
+        one_wave = self.n_slots == len(prompts) * k
+        width = longest + params.max_tokens * (1 if one_wave else 2) + 1
+        device = model.device
+        self.cache = SlabCache(model.n_layers, self.n_slots, width, longest, device)
+        self.stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=device)
+        precision = torch.float32 if device.type == "mps" else torch.float64
+        self.u = torch.zeros(self.n_slots, params.max_tokens, dtype=precision, device=device)
+        self.tokens = torch.zeros(self.n_slots, params.max_tokens, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(self.n_slots, params.max_tokens, device=device)
+        self.age = torch.zeros(self.n_slots, dtype=torch.long, device=device)
+        self.owners: list[tuple[int, int]] = [(-1, -1)] * self.n_slots
+        self.done: dict[int, list[Rollout | None]] = {}
+
+    def run(self) -> Iterator[tuple[int, RolloutGroup]]:
+        logits: Tensor | None = None
+        with accelerated(self.model, self.sampler.pack):
+            while self.waiting or self.cache.n_rows:
+                logits = self._join(logits)
+                assert logits is not None
+                finished = self._draw(logits)
+                if finished:
+                    yield from self._collect(finished)
+                logits = self._forward() if self.cache.n_rows else None
+
+    def _join(self, logits: Tensor | None) -> Tensor | None:
+        """Prefill waiting prompts once a good part of the rows is free; their first logits go behind the others'."""
+        free = self.n_slots - self.cache.n_rows
+        n_prompts = min(len(self.waiting), free // self.k)
+        # A prefill costs a forward pass of its own: a few rows are not worth one while others run.
+        if not n_prompts or (self.cache.n_rows and free < self.n_slots // 4 and n_prompts < len(self.waiting)):
+            return logits
+        chosen, self.waiting = self.waiting[-n_prompts:], self.waiting[:-n_prompts]
+        batch = [self.prompts[index] for index in chosen]
+        fresh = self._prefill(batch)
+        first = self.cache.n_rows - n_prompts * self.k
+        ids = [p.example.id for p in batch for _ in range(self.k)]
+        noise = uniforms(self.seed, ids, list(range(self.k)) * n_prompts, self.params.max_tokens)
+        self.u[first : self.cache.n_rows] = torch.from_numpy(noise).to(self.u)
+        self.age[first : self.cache.n_rows] = 0
+        self.owners[first : self.cache.n_rows] = [(index, j) for index in chosen for j in range(self.k)]
+        for index in chosen:
+            self.done[index] = [None] * self.k
+        return fresh if logits is None else torch.cat([logits, fresh])
+
+    def _prefill(self, batch: Sequence[EncodedPrompt]) -> Tensor:
+        from transformers import DynamicCache
+
+        model = self.model
+        ids, mask = left_pad([p.ids for p in batch], self.tokenizer.pad_token_id, model.device)
+        lengths = [len(p.ids) for p in batch]
+        steered = mask_positions(model.token_mask, lengths, [p.segments for p in batch], ids.shape[1], model.device)
+        with model.prefill(steered):
+            out = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions_from_mask(mask),
+                past_key_values=DynamicCache(),  # whole keys and values also where attention slides
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.cache.join(out.past_key_values, lengths, self.k)
+        return out.logits[:, -1].repeat_interleave(self.k, dim=0)
+
+    def _draw(self, logits: Tensor) -> list[int]:
+        """Sample one token a row; returns the slots that are finished."""
+        n = self.cache.n_rows
+        rows, age = torch.arange(n, device=logits.device), self.age[:n]
+        new, log_probs = draw_tokens(logits, self.u[rows, age], self.params.temperature)
+        self.tokens[rows, age], self.log_probs[rows, age] = new, log_probs
+        age += 1
+        self.last = new
+        ended = torch.isin(new, self.stops) | (age == self.params.max_tokens)
+        return [int(slot) for slot in ended.nonzero().squeeze(-1)]
+
+    def _collect(self, slots: list[int]) -> Iterator[tuple[int, RolloutGroup]]:
+        picked = torch.tensor(slots, device=self.tokens.device)
+        tokens, log_probs = self.tokens[picked].tolist(), self.log_probs[picked].tolist()
+        lengths = self.age[picked].tolist()
+        stops = set(self.stops.tolist())
+        complete = []
+        for row, slot in enumerate(slots):
+            ids = tokens[row][: lengths[row]]
+            index, j = self.owners[slot]
+            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            reason = "stop" if ids[-1] in stops else "length"
+            self.done[index][j] = Rollout(tuple(ids), tuple(log_probs[row][: lengths[row]]), reason, text)  # type: ignore[arg-type]
+            if all(rollout is not None for rollout in self.done[index]):
+                complete.append(index)
+        moves = self.cache.leave(slots)
+        if moves:
+            source, target = (torch.tensor(side, device=self.tokens.device) for side in zip(*moves, strict=True))
+            for tensor in (self.u, self.tokens, self.log_probs, self.age, self.last):
+                tensor[target] = tensor[source]
+            for there, here in moves:
+                self.owners[here] = self.owners[there]
+        for index in complete:
+            prompt = self.prompts[index]
+            rollouts = tuple(rollout for rollout in self.done.pop(index) if rollout is not None)
+            yield index, RolloutGroup(prompt.example, prompt.text, prompt.ids, rollouts, prompt.segments)
+
+    def _forward(self) -> Tensor:
+        out = self.model(
+            input_ids=self.last[: self.cache.n_rows, None],
+            attention_mask=self.cache.attention_mask(),
+            position_ids=self.cache.position_ids(),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache.advance()
+        logits: Tensor = out.logits[:, -1]
+        return logits

@@ -1,0 +1,139 @@
+"""The fast sampler draws what the reference draws, whatever joins, leaves or moves in its cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steerkit.errors import SteerkitError
+from steerkit.hookpoints import HookPoint
+from steerkit.interventions import Gated, Static
+from steerkit.models import SteeredModel
+from steerkit.rollouts import EncodedPrompt, SamplingParams, fast_sampler
+from steerkit.rollouts.fast_sampler import FastSampler
+from steerkit.rollouts.slab_cache import SlabCache
+from steerkit.rollouts.transformers_sampler import TransformersSampler
+from steerkit.testing import randomize, tiny_model
+from steerkit.types import Example
+from tests.helpers import tokenizer
+
+TOK = tokenizer()
+
+
+def policy(family="llama", mask="all", cls=Static, **overrides) -> SteeredModel:
+    settings = {"vocab_size": len(TOK), "eos_token_id": TOK.eos_token_id, "max_position_embeddings": 128} | overrides
+    base = tiny_model(family, **settings)
+    base.generation_config.eos_token_id = list(range(20, 40))  # an end every few tokens: rows leave at all times
+    items = cls.build([HookPoint(1)], 32)
+    randomize(next(iter(items.values())))
+    return SteeredModel(base, items, token_mask=mask)
+
+
+def problems(n: int) -> list[EncodedPrompt]:
+    lengths = [3 + 7 * k % 11 for k in range(n)]
+    return [
+        EncodedPrompt(Example(f"p{k}", "x", "1"), "x", tuple(40 + (k * 13 + t) % 50 for t in range(length)))
+        for k, length in enumerate(lengths)
+    ]
+
+
+def compare(model, prompts, sampler, k=3, temperature=1.0, max_tokens=16, seed=0):
+    params = SamplingParams(temperature, max_tokens)
+    truth = TransformersSampler(64).sample(model, TOK, prompts, k, params, seed)
+    got = sampler.sample(model, TOK, prompts, k, params, seed)
+    for expected, found in zip(truth, got, strict=True):
+        assert (found.example, found.prompt_ids) == (expected.example, expected.prompt_ids)
+        for a, b in zip(expected.rollouts, found.rollouts, strict=True):
+            assert (a.token_ids, a.text, a.finish_reason) == (b.token_ids, b.text, b.finish_reason)
+            torch.testing.assert_close(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=2e-5, rtol=0)
+    return got
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox", "phi3", "qwen3", "gemma2", "mistral", "opt"])
+def test_equals_the_reference(family):
+    extra = {"sliding_window": 8} if family in ("gemma2", "mistral") else {}
+    if family == "opt":
+        extra = {"ffn_dim": 64, "word_embed_proj_dim": 32}
+    model = policy(family, **extra)
+    groups = compare(model, problems(9), FastSampler(max_rows=7))
+    lengths = {len(r.token_ids) for g in groups for r in g.rollouts}
+    assert len(lengths) > 4, "rows must end at different times, else nothing joins or leaves"
+    assert model.counter.complete
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 4, 8, 27, 256])
+def test_any_number_of_rows(max_rows):
+    compare(policy(), problems(9), FastSampler(max_rows=max_rows))
+
+
+@pytest.mark.parametrize("mask", ["prompt", "generated", "first_generated", "not_first_generated", "last_prompt:2"])
+def test_masks(mask):
+    compare(policy(mask=mask, cls=Gated), problems(6), FastSampler(max_rows=6))
+
+
+def test_greedy_and_cut_off():
+    compare(policy(), problems(5), FastSampler(max_rows=4), k=1, temperature=0.0, max_tokens=5)
+    groups = compare(policy(), problems(5), FastSampler(max_rows=6), max_tokens=2)
+    assert any(r.finish_reason == "length" for g in groups for r in g.rollouts)
+
+
+def test_long_runs_shift_the_columns(monkeypatch):
+    """Many more prompts than fit at once: the columns run out and are given back."""
+    shifts = []
+    advance = SlabCache.advance
+
+    def counted(self):
+        before = self.column
+        advance(self)
+        shifts.append(self.column < before + 1)
+
+    monkeypatch.setattr(SlabCache, "advance", counted)
+    compare(policy(), problems(40), FastSampler(max_rows=6))
+    assert sum(shifts) >= 2
+
+
+def test_a_small_token_budget_means_few_rows():
+    compare(policy(), problems(6), FastSampler(token_budget=60))
+
+
+def test_models_that_it_can_t_do_are_left_to_the_reference(monkeypatch):
+    model = policy()
+    monkeypatch.setattr(fast_sampler, "supported", lambda model: False)
+    monkeypatch.setattr(fast_sampler, "_Decoder", None)
+    compare(model, problems(4), FastSampler())
+
+
+def test_packed_weights_and_grouped_attention(monkeypatch):
+    """Weights large enough to be packed, grouped heads; both are undone afterwards."""
+    from steerkit.rollouts import acceleration
+
+    monkeypatch.setattr(acceleration, "_WORTH_PACKING", 1)
+    model = policy(num_attention_heads=4, num_key_value_heads=2)
+    ids = torch.tensor([[40, 41, 42]])
+    before = model(ids).logits
+    compare(model, problems(5), FastSampler())
+    compare(model, problems(5), FastSampler(pack="never"))
+    assert torch.equal(model(ids).logits, before)
+    assert model.base.config._attn_implementation == "sdpa"
+    assert not any("forward" in vars(module) for module in model.base.modules())
+
+
+def test_changed_weights_are_packed_anew(monkeypatch):
+    from steerkit.rollouts import acceleration
+
+    monkeypatch.setattr(acceleration, "_WORTH_PACKING", 1)
+    model = policy()
+    compare(model, problems(2), FastSampler())
+    with torch.no_grad():
+        model.base.model.layers[0].mlp.up_proj.weight.mul_(-2)
+    compare(model, problems(2), FastSampler())
+
+
+@pytest.mark.parametrize("settings", [{"max_rows": 0}, {"token_budget": 0}, {"pack": "sometimes"}])
+def test_bad_settings(settings):
+    with pytest.raises(SteerkitError):
+        FastSampler(**settings)
+
+
+def test_nothing_to_sample():
+    assert FastSampler().sample(policy(), TOK, [], 2, SamplingParams(), 0) == []
