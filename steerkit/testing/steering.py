@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from steerkit.hookpoints import HookPoint
+from steerkit.hookpoints import SITES, HookPoint
 from steerkit.interventions.base import Intervention
 from steerkit.models.steered import SteeredModel
+from steerkit.testing.equalities import cached, generated, left_padded, single_rows
+from steerkit.testing.families import tiny_settings
 
 TOLERANCE = 1e-5
 """Largest difference between two ways to compute the same fp32 logits (those of tiny models are about 1)."""
@@ -31,24 +33,7 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     Args:
         overrides: config settings, e.g. ``mlp_bias=True``.
     """
-    shape: dict[str, Any] = {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": 2,
-        "tie_word_embeddings": False,
-    }
-    if family != "gpt2":  # its inner width is 4 D by its own rule
-        shape["intermediate_size"] = 64
-    if family not in ("gpt2", "gpt_neox"):
-        shape["num_key_value_heads"] = 2
-    if family in ("gemma2", "qwen3"):
-        shape["head_dim"] = 8
-    config = AutoConfig.for_model(family, **{**shape, **overrides})
+    config = AutoConfig.for_model(family, **{**tiny_settings(family), **overrides})
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -70,8 +55,15 @@ def randomize(intervention: Intervention, seed: int = 0, std: float = 0.5) -> In
 
 
 def check_intervention(cls: type[Intervention], d_model: int = 16, **settings: Any) -> None:
-    """The intervention contract (``interventions/base.py``): identity at start, fp32, local in b and t, saved whole."""
-    points = [HookPoint(0), HookPoint(2)]
+    """The intervention contract (``interventions/base.py``): identity at start, fp32, local in b and t, saved whole.
+
+    Args:
+        settings: those of the intervention; what it ``needs`` of a base model is filled in.
+    """
+    unknown = [site for site in cls.sites if site not in SITES]
+    assert cls.sites and not unknown, f"sites must name one or more of {', '.join(SITES)}, got {cls.sites}"
+    settings = {**dict.fromkeys(cls.needs, d_model + 8), **settings}
+    points = [HookPoint(0, cls.sites[0]), HookPoint(2, cls.sites[0])]
     built = cls.build(points, d_model, **settings)
     assert sorted(built) == points, f"build: expected an intervention at each of {points}, got {sorted(built)}"
     item = built[points[0]]
@@ -79,36 +71,58 @@ def check_intervention(cls: type[Intervention], d_model: int = 16, **settings: A
     assert parameters, f"{cls.__name__} has no parameters: nothing can be trained"
     dtypes = {p.dtype for p in parameters}
     assert dtypes == {torch.float32}, f"parameters must be fp32, got {dtypes}"
-    hidden = torch.randn(2, 5, d_model, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(item(hidden), hidden), "an untrained intervention must be the identity"
+    noise = torch.Generator().manual_seed(1)
+    hidden = torch.randn(2, 5, d_model, generator=noise)
+    read = torch.randn(2, 5, item.settings["d_inner"], generator=noise) if cls.reads == "module_input" else hidden
+    assert torch.equal(item(hidden, None, read), hidden), "an untrained intervention must be the identity"
 
     randomize(item)
     before = [p.detach().clone() for p in parameters]
     item.to(torch.bfloat16)
     same = all(torch.equal(a, b) for a, b in zip(before, item.parameters(), strict=True))
     assert same, "parameters must stay fp32, unrounded, through .to(bfloat16)"
-    delta = item.delta(hidden)
+    delta = item.delta(read)
     assert torch.broadcast_shapes(delta.shape, hidden.shape) == hidden.shape, (
         f"delta must broadcast to {list(hidden.shape)}, got {list(delta.shape)}"
     )
-    steered = item(hidden)
+    steered = item(hidden, None, read)
     assert not torch.allclose(steered, hidden), "with random parameters the stream must change"
-    half = item(hidden.bfloat16())
+    half = item(hidden.bfloat16(), None, read.bfloat16())
     assert half.dtype == torch.bfloat16, f"expected the stream's dtype bfloat16, got {half.dtype}"
     for b, t in ((0, 0), (1, 3)):
-        alone = item(hidden[b : b + 1, t : t + 1])
+        place = (slice(b, b + 1), slice(t, t + 1))
+        alone = item(hidden[place], None, read[place])
         _close(alone[0, 0], steered[b, t], f"delta must depend on its own position alone (row {b}, position {t})")
     mask = torch.tensor([[True, False, True, False, False], [False] * 5])
-    masked = item(hidden, mask)
+    masked = item(hidden, mask, read)
     assert torch.equal(masked[~mask], hidden[~mask]), "positions that are not steered must stay bit-identical"
     assert torch.equal(masked[mask], steered[mask]), "steered positions must not depend on the mask of others"
 
-    item(hidden).square().sum().backward()
+    _check_linear(cls, item, hidden, read)
+    item(hidden, None, read).square().sum().backward()
     stuck = [name for name, p in item.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert not stuck, f"no gradient reaches {stuck}"
     again = cls.build(points, d_model, **item.settings)[points[0]]
     again.load_state_dict(item.state_dict())
-    assert torch.equal(again(hidden), steered), "build(**settings) and load_state_dict must give the intervention back"
+    assert torch.equal(again(hidden, None, read), steered), "build(**settings) and load_state_dict must give the intervention back"
+
+
+def _check_linear(cls: type[Intervention], item: Intervention, hidden: Tensor, read: Tensor) -> None:
+    """``constant`` and ``scale_by`` are what vector algebra rests on."""
+    with torch.no_grad():
+        delta = item.delta(read).expand_as(hidden).clone()
+        if cls.constant:
+            _close(delta, delta[:1, :1].expand_as(delta), "constant is True: delta must be the same at every position")
+        if cls.scale_by:
+            named = dict(item.named_parameters())
+            missing = [name for name in cls.scale_by if name not in named]
+            assert not missing, f"scale_by names {missing}, its parameters are {sorted(named)}"
+            before = {name: named[name].clone() for name in cls.scale_by}
+            for name in cls.scale_by:
+                named[name].mul_(-3.0)
+            _close(item.delta(read).expand_as(hidden), -3.0 * delta, "scale_by: -3 times these gives -3 times delta")
+            for name in cls.scale_by:
+                named[name].copy_(before[name])
 
 
 @torch.no_grad()
@@ -129,53 +143,18 @@ def check_model_contract(steered: SteeredModel, tolerance: float = TOLERANCE) ->
     with steered.applied(), steered.applied():
         assert torch.equal(steered(ids, ones).logits, full), "nested applied() must steer once"
     _close(steered.logits(steered.hidden_states(ids, ones)), full, "logits(hidden_states()) = forward", tolerance)
-    for row in range(len(ids)):
-        _close(steered(ids[row : row + 1]).logits[0], full[row], f"batch = single, row {row}", tolerance)
-    _check_left_padding(steered, ids, full, tolerance)
-    _check_cached(steered, ids, full, tolerance)
+    for what, got, expected in (*single_rows(steered, ids, full), *left_padded(steered, ids, full)):
+        _close(got, expected, what, tolerance)
+    rows, length, layers = *ids.shape, len(steered.points)
+    steered.counter.reset()
+    for what, got, expected in cached(steered, ids, full):
+        _close(got, expected, what, tolerance)
+    _check_counter(steered, calls=length - 3, tokens=rows * length, layers=layers)
+    for what, got, expected in generated(steered, ids):
+        _check_counter(steered, calls=4, tokens=rows * (length + 3), layers=layers)
+        _close(got, expected, what, tolerance)
     _check_positions(steered, ids, full, plain, tolerance)
     assert _hook_count(steered) == hooks, "hooks must not outlive their scope"
-
-
-def _check_left_padding(steered: SteeredModel, ids: Tensor, full: Tensor, tolerance: float) -> None:
-    padded, mask = ids.clone(), torch.ones_like(ids)
-    for row in range(len(ids)):
-        pad = 2 * row
-        padded[row] = torch.cat([torch.zeros_like(ids[row, :pad]), ids[row, : ids.shape[1] - pad]])
-        mask[row, :pad] = 0
-    logits = steered(padded, mask).logits
-    for row in range(len(ids)):
-        pad = 2 * row
-        _close(logits[row, pad:], full[row, : ids.shape[1] - pad], f"left-padded by {pad} = unpadded", tolerance)
-
-
-def _check_cached(steered: SteeredModel, ids: Tensor, full: Tensor, tolerance: float) -> None:
-    """Prefill of 4, then token by token; then ``base.generate``; the counter must have seen each of them."""
-    rows, length, layers = ids.shape[0], ids.shape[1], len(steered.points)
-    steered.counter.reset()
-    ones = torch.ones_like(ids)
-    output = steered(ids[:, :4], ones[:, :4], use_cache=True)
-    _close(output.logits, full[:, :4], "prefill = full pass", tolerance)
-    for t in range(4, length):
-        output = steered(ids[:, t : t + 1], ones[:, : t + 1], past_key_values=output.past_key_values, use_cache=True)
-        _close(output.logits[:, 0], full[:, t], f"cached decoding = full pass, position {t}", tolerance)
-    _check_counter(steered, calls=length - 3, tokens=rows * length, layers=layers)
-
-    steered.counter.reset()
-    with steered.applied():
-        made = steered.base.generate(
-            input_ids=ids,
-            attention_mask=ones,
-            max_new_tokens=4,
-            min_new_tokens=4,
-            do_sample=False,
-            use_cache=True,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    _check_counter(steered, calls=4, tokens=rows * (length + 3), layers=layers)
-    again = steered(made.sequences, torch.ones_like(made.sequences)).logits[:, length - 1 : -1]
-    _close(torch.stack(made.logits, 1), again, "logits of generate() = full pass", tolerance)
 
 
 def _check_positions(steered: SteeredModel, ids: Tensor, full: Tensor, plain: Tensor, tolerance: float) -> None:
