@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass
 
 from steerkit.errors import DataError
+from steerkit.registry import did_you_mean
 from steerkit.types import Example
 
 NAMES = ("Tom", "Anna", "Ben", "Maria", "Sam", "Lena", "Omar", "Nina", "Paul", "Ivy")
@@ -139,6 +140,9 @@ def generate_problems(split: str, n: int, seed: int) -> list[WordProblem]:
 class Arithmetic:
     """The ``arithmetic`` data set.
 
+    Its ``completion_kinds`` are the four ways of the tiny reasoner's corpus: ``worked`` (in English steps), ``bare``
+    (the answer alone), ``foreign`` (worked in Russian), ``ramble`` (talk without an answer).
+
     Args:
         n: problems in the train split.
         n_eval: problems in each of the validation and test splits.
@@ -148,21 +152,47 @@ class Arithmetic:
         DataError: if a size is below one.
     """
 
+    completion_kinds = ("worked", "bare", "foreign", "ramble")
+
     def __init__(self, n: int = 4096, n_eval: int = 512, seed: int = 0) -> None:
         if n < 1 or n_eval < 1:
             raise DataError(f"arithmetic: n and n_eval must be at least 1, got n={n}, n_eval={n_eval}.")
         self.n, self.n_eval, self.seed = n, n_eval, seed
+        self._problems: dict[str, WordProblem] = {}  # id -> what was loaded
 
     def load(self, split: str) -> list[Example]:
         """The examples of ``train``, ``validation`` or ``test``."""
         problems = generate_problems(split, self.n if split == "train" else self.n_eval, self.seed)
+        named = {f"arithmetic/{split}/{self.seed}/{index:05d}": problem for index, problem in enumerate(problems)}
+        self._problems |= named
         return [
             Example(
-                id=f"arithmetic/{split}/{self.seed}/{index:05d}",
+                id=name,
                 problem=problem.text,
                 answer=str(problem.answer),
                 source="arithmetic",
                 columns={"steps": len(problem.steps)},
             )
-            for index, problem in enumerate(problems)
+            for name, problem in named.items()
         ]
+
+    def completion(self, example: Example, kind: str) -> str:
+        """A written completion without mistakes; the same example and kind always give the same text.
+
+        Args:
+            example: one that ``load`` returned.
+            kind: one of ``completion_kinds``.
+
+        Raises:
+            DataError: for another kind, or an example that is not this data set's.
+        """
+        from steerkit.datasets.solutions import WRITERS, Slips
+
+        if kind not in WRITERS:
+            raise DataError(
+                f"arithmetic has no completions of kind {kind!r}.{did_you_mean(kind, WRITERS)} "
+                f"Kinds: {', '.join(WRITERS)}."
+            )
+        if example.id not in self._problems:
+            raise DataError(f"{example.id!r} is no example that this arithmetic data set has loaded.")
+        return WRITERS[kind](random.Random(f"{example.id}/{kind}"), self._problems[example.id], Slips())

@@ -25,3 +25,20 @@ class PromptDataset(Protocol):
             DataError: if the data set can't be read, has no such split, or the split is empty.
         """
         ...
+
+
+@runtime_checkable
+class WrittenCompletions(Protocol):
+    """What a data set may offer besides: completions of several kinds for its problems, to be contrasted
+    (``steerkit extract``).
+    """
+
+    completion_kinds: tuple[str, ...]
+
+    def completion(self, example: Example, kind: str) -> str:
+        """The text of one completion of ``example``; the same arguments give the same text.
+
+        Raises:
+            DataError: for an unknown kind, or an example that is not this data set's.
+        """
+        ...

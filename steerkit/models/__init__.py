@@ -2,7 +2,7 @@
 
 from steerkit.models.layout import Layout, find_layout
 from steerkit.models.load import LoadedModel, fingerprint, load_model
-from steerkit.models.logprobs import token_log_probs
+from steerkit.models.logprobs import token_log_probs, token_log_probs_and_entropies
 from steerkit.models.steered import SteeredModel, SteeringCounter
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "fingerprint",
     "load_model",
     "token_log_probs",
+    "token_log_probs_and_entropies",
 ]

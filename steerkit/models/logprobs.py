@@ -1,4 +1,4 @@
-"""Token log-probabilities without a [B, T, V] tensor, in either direction."""
+"""Token log-probabilities and entropies without a [B, T, V] tensor, in either direction."""
 
 from __future__ import annotations
 
@@ -31,6 +31,27 @@ def token_log_probs(
     Raises:
         SteerkitError: for a temperature or chunk size that is not positive, or shapes that do not match.
     """
+    return _chunked(model, hidden, targets, temperature, chunk_size, entropies=False)[0]
+
+
+def token_log_probs_and_entropies(
+    model: SteeredModel, hidden: Tensor, targets: Tensor, temperature: float = 1.0, chunk_size: int = 512
+) -> tuple[Tensor, Tensor]:
+    """``token_log_probs``, and the entropy of the distribution that each target was drawn from.
+
+    A third product with the unembedding a chunk; no more logits are alive than without the entropies.
+
+    Returns:
+        ([N] nats, [N] nats), fp32, both differentiable as ``token_log_probs`` is.
+    """
+    both = _chunked(model, hidden, targets, temperature, chunk_size, entropies=True)
+    return both[0], both[1]
+
+
+def _chunked(
+    model: SteeredModel, hidden: Tensor, targets: Tensor, temperature: float, chunk_size: int, entropies: bool
+) -> Tensor:
+    """[1, N] log-probabilities, or [2, N] with the entropies."""
     if temperature <= 0 or chunk_size < 1:
         raise SteerkitError(
             f"Expected temperature > 0 and chunk_size >= 1, got {temperature} and {chunk_size}: "
@@ -39,44 +60,61 @@ def token_log_probs(
     if hidden.dim() != 2 or targets.shape != hidden.shape[:1]:
         raise SteerkitError(f"Expected hidden [N, D], targets [N]; got {list(hidden.shape)}, {list(targets.shape)}.")
     if not len(targets):
-        return hidden.sum(-1).float()  # [0], on the graph
-    unembedding = model.base.get_submodule(model.layout.unembedding)
-    if not torch.is_grad_enabled() or not any(p.requires_grad for p in unembedding.parameters()):
-        return _FrozenUnembedding.apply(hidden, targets, model, temperature, chunk_size)
+        return hidden.sum(-1).float().expand(1 + entropies, 0)  # no token, on the graph
+    with model.scope():  # full fine-tuning: the weights that are trained stand in a scope only
+        trained = any(p.requires_grad for p in model.base.get_submodule(model.layout.unembedding).parameters())
+    if not torch.is_grad_enabled() or not trained:
+        return _FrozenUnembedding.apply(hidden, targets, model, temperature, chunk_size, entropies)
     pieces = [
-        checkpoint(_log_probs, h, t, model, temperature, use_reentrant=False)
+        checkpoint(_of_chunk, h, t, model, temperature, entropies, use_reentrant=False)
         for h, t in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
     ]
-    return torch.cat(pieces)
+    return torch.cat(pieces, dim=1)
 
 
-def _log_probs(hidden: Tensor, targets: Tensor, model: SteeredModel, temperature: float) -> Tensor:
-    """One chunk: [C, D], [C] -> [C] fp32."""
+def _of_chunk(hidden: Tensor, targets: Tensor, model: SteeredModel, temperature: float, entropies: bool) -> Tensor:
+    """One chunk: [C, D], [C] -> [1, C] log-probabilities, or [2, C] with the entropies; fp32."""
     logits = model.logits(hidden).float() / temperature
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    total = logits.logsumexp(-1)
+    log_probs = logits.gather(-1, targets[:, None]).squeeze(-1) - total
+    if not entropies:
+        return log_probs[None]
+    # H = log Z - E[logit]
+    return torch.stack([log_probs, total - (logits.softmax(-1) * logits).sum(-1)])
 
 
 class _FrozenUnembedding(torch.autograd.Function):
-    """Rows are independent and each has one scalar output, so d log pi / d hidden is [N, D] and can be taken while the
-    chunk's logits are still there: two products with the unembedding in all, where recomputation needs three.
+    """Rows are independent and each has one or two scalar outputs, so an output's derivative in ``hidden`` is [N, D]
+    and can be taken while the chunk's logits are still there: one product with the unembedding for the logits and one
+    for each output, where recomputation needs another for the logits.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, model: SteeredModel, temperature: float, size: int) -> Any:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        model: SteeredModel,
+        temperature: float,
+        size: int,
+        entropies: bool,
+    ) -> Any:
         values, slopes = [], []
         for h, t in zip(hidden.split(size), targets.split(size), strict=True):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 h = h.detach().requires_grad_(ctx.needs_input_grad[0])
-                value = _log_probs(h, t, model, temperature)
+                value = _of_chunk(h, t, model, temperature, entropies)
                 if ctx.needs_input_grad[0]:
-                    slopes.append(torch.autograd.grad(value.sum(), h)[0])
+                    last = len(value) - 1
+                    rows = [torch.autograd.grad(row.sum(), h, retain_graph=k < last)[0] for k, row in enumerate(value)]
+                    slopes.append(torch.stack(rows))
             values.append(value.detach())
         if slopes:
-            ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(values)
+            ctx.save_for_backward(torch.cat(slopes, dim=1))
+        return torch.cat(values, dim=1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (slope,) = ctx.saved_tensors
-        return grad[:, None].to(slope.dtype) * slope, None, None, None, None
+        (slopes,) = ctx.saved_tensors  # [1 or 2, N, D]
+        return (grad[..., None].to(slopes.dtype) * slopes).sum(0), None, None, None, None, None

@@ -1,11 +1,13 @@
 """The word problems: right answers, disjoint splits, seeded."""
 
 import random
+import re
 
 import pytest
 
 from steerkit.datasets import dataset_name
 from steerkit.datasets.arithmetic import LIMIT, SPLITS, Arithmetic, generate_problem, generate_problems
+from steerkit.datasets.solutions import WRITERS
 from steerkit.errors import DataError
 
 OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a // b}
@@ -65,3 +67,29 @@ def test_bad_input():
         Arithmetic(n=0)
     with pytest.raises(DataError, match="train, validation, test"):
         Arithmetic().load("dev")
+
+
+@pytest.mark.parametrize("kind", Arithmetic.completion_kinds)
+def test_written_completions_are_right_and_repeatable(kind):
+    data, again = Arithmetic(n=40, seed=2), Arithmetic(n=40, seed=2)
+    examples = data.load("train")
+    again.load("train")
+    for example in examples:
+        text = data.completion(example, kind)
+        assert text == again.completion(example, kind)
+        boxes = re.findall(r"\\boxed\{(\d+)\}", text)
+        assert boxes == ([] if kind == "ramble" else [example.answer])
+        equations = re.findall(r"(\d+)([-+*/])(\d+)=(\d+)", text)
+        assert all(OPERATIONS[op](int(a), int(b)) == int(c) for a, op, b, c in equations)
+        assert len(equations) == (example.columns["steps"] if kind in ("worked", "foreign") else 0)
+    assert len({data.completion(example, kind) for example in examples}) > 20
+
+
+def test_completions_bad_input():
+    data = Arithmetic(n=2)
+    example = data.load("train")[0]
+    with pytest.raises(DataError, match="Did you mean 'worked'"):
+        data.completion(example, "work")
+    with pytest.raises(DataError, match="no example that"):
+        Arithmetic(n=2).completion(example, "worked")
+    assert tuple(WRITERS) == Arithmetic.completion_kinds
