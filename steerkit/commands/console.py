@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from steerkit import registry
 from steerkit.evaluation.arms import Progress
 from steerkit.runtime import keep_freed_memory
 
@@ -45,7 +46,7 @@ def prepare() -> None:
 
 def command_line(verb: str, arguments: Sequence[str]) -> str:
     """The command as one could type it again."""
-    return shlex.join(["steerkit", verb, *arguments])
+    return shlex.join(["steerkit", verb, *arguments, *["--allow_code"] * registry.trusted()])
 
 
 @contextmanager
@@ -63,7 +64,8 @@ def progress_display() -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    # Results come in bursts, a batch of completions at a time: a short window would see none, or nothing else.
+    with Bars(*columns, console=Console(stderr=True), speed_estimate_period=1800) as bars:
         tasks: dict[str, int] = {}
 
         def update(label: str, done: int, total: int) -> None:

@@ -1,19 +1,28 @@
-"""``steerkit evaluate``: accuracy of a model and its vectors on one set of problems."""
+"""``steerkit evaluate``: accuracy of a model and its vectors on a data set or on benchmark suites."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from steerkit.commands.console import command_line, prepare, progress_display
 from steerkit.datasets import PromptTemplate, dataset_name, open_dataset, subset
-from steerkit.errors import DataError
-from steerkit.evaluation import Arm, Protocol, evaluate
+from steerkit.datasets.suites import SETS, SUITES, load_suite
+from steerkit.errors import DataError, SteerkitError
+from steerkit.evaluation.arms import Arm, Evaluation, Protocol
+from steerkit.evaluation.journal import Journal
+from steerkit.evaluation.protocols import PRESETS, Preset, find_preset, resolve, verifier_of
 from steerkit.evaluation.results import results_table, write_results
+from steerkit.evaluation.resume import evaluation_settings, finished_record
+from steerkit.evaluation.seen import seen_problems
+from steerkit.evaluation.suite import Suite, measure
 from steerkit.files import ensure_folder
-from steerkit.models import load_model
+from steerkit.models import LoadedModel, load_model
+from steerkit.rollouts.prompting import context_length
 from steerkit.types import Example
 from steerkit.vectors import SteeringVector
 
@@ -21,33 +30,43 @@ from steerkit.vectors import SteeringVector
 def build_parser() -> ArgumentParser:
     """The options of ``steerkit evaluate``; each can also stand in a YAML file given by ``--config``."""
     parser = ArgumentParser(prog="steerkit evaluate", description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with these options")
-    parser.add_argument("--model", required=True, help="zoo name or plugin, local folder, or hub id")
-    parser.add_argument(
-        "--vector", nargs="*", default=[], help="folder or hub id of a steering vector; several allowed"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--config", action="config", help="YAML file with these options")
+    add("--model", required=True, help="zoo name or plugin, local folder, or hub id")
+    add("--vector", nargs="*", default=[], help="folder or hub id of a steering vector; several allowed")
+    add("--suite", nargs="+", type=str, default=None, help=f"suites ({', '.join(SUITES)}) or sets: {', '.join(SETS)}")
+    add(
         "--data",
         type=str | dict,
         default=None,
         help="data set plugin, file, or hub id; default: what the first vector was trained on, else arithmetic",
     )
-    parser.add_argument("--data_root", type=str | None, default=None, help="folder where relative data paths start")
-    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument("--limit", type=int | None, default=256, help="problems at most; null for all")
-    parser.add_argument("--temperature", nargs="+", type=float, default=[0.0, 1.0], help="0 is greedy")
-    parser.add_argument("--k", type=int, default=1, help="samples a problem at temperatures above 0")
-    parser.add_argument("--max_tokens", type=int | None, default=None, help="default: the vector's, else 128")
-    parser.add_argument("--seed", type=int, default=1, help="of the samples and the bootstrap")
-    parser.add_argument("--verifier", type=str | dict, default="math")
-    parser.add_argument("--random_control", type=bool, default=False, help="add a norm-matched random vector's row")
-    parser.add_argument(
-        "--prompt", type=PromptTemplate | None, default=None, help="default: the vector's, else the paper's chat prompt"
+    add("--data_root", type=str | None, default=None, help="folder where relative data paths start, and suites lie")
+    add("--split", default="test", choices=["train", "validation", "test"], help="of --data; suites are test sets")
+    add(
+        "--limit",
+        type=int | None,
+        default=argparse.SUPPRESS,
+        help="problems at most of each set; null for all (default: 256 of --data, all of a suite)",
     )
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", type=str | None, default=None, help="default: cuda if there is one, else cpu")
-    parser.add_argument("--trust_remote_code", type=bool, default=False)
-    parser.add_argument("--out", required=True, help="folder for results.json and samples.parquet")
+    add("--protocol", type=str | None, default=None, help=f"preset that flags override: {', '.join(PRESETS)}")
+    add("--temperature", nargs="+", type=float, default=None, help="0 is greedy; default: the protocol's, else 0 1")
+    add("--k", type=int | None, default=None, help="samples a problem at temperatures above 0; default 1")
+    add("--seeds", type=int | None, default=None, help="sampling seeds, each with k samples; default 1")
+    add("--max_tokens", type=int | None, default=None, help="default: the protocol's, the vector's, else 128")
+    add("--seed", type=int, default=1, help="of the samples and the bootstrap")
+    add("--verifier", type=str | dict | None, default=None, help="default: what the vector was trained with, else math")
+    add("--sampler", type=str | dict, default="transformers")
+    add("--batch_tokens", type=int | None, default=65536, help="tokens (prompts and answers) decoded at once")
+    add("--random_control", type=bool, default=False, help="add a norm-matched random vector's row")
+    add("--train_data", nargs="+", type=str, default=[], help="flag problems seen in these; default: the vectors' own")
+    add("--prompt", type=PromptTemplate | None, default=None, help="default: the vector's, else the paper's")
+    add("--dtype", default="auto")
+    add("--device", type=str | None, default=None, help="default: cuda if there is one, else cpu")
+    add("--trust_remote_code", type=bool, default=False)
+    add("--format", default="steerkit", choices=["steerkit", "lm-eval"], help="lm-eval: its files too, in OUT/lm-eval")
+    add("--restart", type=bool, default=False, help="set what is in --out aside and measure anew")
+    add("--out", required=True, help="folder for results.json and samples.parquet; a killed evaluation goes on there")
     return parser
 
 
@@ -78,14 +97,16 @@ def arms_of(paths: Sequence[str], random_control: bool, seed: int) -> list[Arm]:
     return arms
 
 
-def run(verb: str, arguments: Sequence[str]) -> int:
-    """Measure, print the table, write the results."""
-    options = build_parser().parse_args(list(arguments))
-    options = build_parser().instantiate(options)
-    prepare()
-    out = ensure_folder(options.out)
-    arms = arms_of(options.vector, options.random_control, options.seed)
-    receipts: dict[str, Any] = dict(arms[1].vector.metadata.receipts) if len(arms) > 1 and arms[1].vector else {}
+def problem_sets(options: Namespace, preset: Preset, receipts: Mapping[str, Any]) -> dict[str, list[Example]]:
+    """Name -> problems, by ``--suite``, else ``--data``, else the preset's suite, else the vector's data set."""
+    if options.suite is not None and options.data is not None:
+        raise SteerkitError("Give --suite or --data, not both.")
+    suite = options.suite or ([preset.suite] if preset.suite and options.data is None else None)
+    if suite is not None:
+        if options.split != "test":
+            raise SteerkitError(f"Benchmark suites are test sets: --split {options.split} needs --data.")
+        limit = options.get("limit")
+        return {name: subset(rows, limit) for name, rows in load_suite(suite, options.data_root).items()}
     spec = options.data or receipts.get("dataset_spec") or "arithmetic"
     try:
         examples: list[Example] = open_dataset(spec, options.data_root).load(options.split)
@@ -95,28 +116,107 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         raise
     if not examples:
         raise DataError(f"The {options.split} split of {spec!r} is empty.")
-    examples = subset(examples, options.limit)
-    prompt = options.prompt or PromptTemplate.from_dict(receipts.get("prompt", {}))
-    protocol = Protocol(
-        tuple(options.temperature),
-        options.k,
-        options.max_tokens or receipts.get("max_tokens", 128),
-        options.seed,
-        options.verifier,
-    )
+    return {dataset_name(spec): subset(examples, options.get("limit", 256))}
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Measure (or go on measuring), print the table, write the results."""
+    options = build_parser().parse_args(list(arguments))
+    options = build_parser().instantiate(options)
+    prepare()
+    out = ensure_folder(options.out)
+    preset = find_preset(options.protocol)
+    arms = arms_of(options.vector, options.random_control, options.seed)
+    receipts = [dict(arm.vector.metadata.receipts) for arm in arms if arm.vector and arm.name.startswith("steered")]
+    first: dict[str, Any] = receipts[0] if receipts else {}
+    verifier, reason = (options.verifier, "--verifier") if options.verifier is not None else verifier_of(receipts)
+    sets = problem_sets(options, preset, first)
+    seen = seen_problems(sets, receipts, options.train_data, options.data_root)
+    prompt = options.prompt or PromptTemplate.from_dict(first.get("prompt", {}))
     loaded = load_model(
         options.model,
         dtype=options.dtype,
         device=options.device or default_device(),
         trust_remote_code=options.trust_remote_code,
     )
-    name = dataset_name(spec)
-    with progress_display() as progress:
-        evaluation = evaluate(loaded, arms, examples, protocol, prompt, name, progress)
+    flags = {**options.as_dict(), "verifier": verifier}
+    protocol, overridden = resolve(preset, flags, context_length(loaded.base), first, list(sets))
+    suite = Suite(sets, seen).fit(loaded, arms, protocol, prompt)
+    settings = evaluation_settings(loaded, arms, suite.sets, protocol, prompt)
+    record, aside = finished_record(out, settings, options.restart)
+    for line in aside:
+        print(line)
+    if record is None:
+        with Journal(out, settings) as journal:
+            _say(options.protocol, preset, overridden, verifier, reason, suite.too_long)
+            evaluation = _measured(loaded, arms, suite, protocol, prompt, journal)
+        extra = {
+            "protocol": options.protocol,
+            "overridden": overridden,
+            "verifier": verifier,
+            "verifier_from": reason,
+            "settings": settings,
+        }
+        vector = " ".join(options.vector) or None
+        write_results(out, evaluation, options.model, vector, options.seed, command_line(verb, arguments), extra)
+        rows, done = evaluation.rows, f"Wrote {out / 'results.json'} and {out / 'samples.parquet'}."
+    else:
+        rows, done = record["rows"], f"{out / 'results.json'} has these results already: nothing was left to do."
+    Journal.discard(out)
     from rich.console import Console
 
-    Console().print(results_table(evaluation.rows, f"{options.model}, {options.split} split of {name}"))
-    vector = " ".join(options.vector) or None
-    command = command_line(verb, arguments)
-    print(f"Wrote {write_results(out, evaluation, options.model, vector, options.seed, command)}.")
+    names = " ".join(options.suite or []) or ", ".join(sets)
+    title = f"{options.model}, {names}" if len(sets) > 1 else f"{options.model}, {options.split} split of {names}"
+    Console().print(results_table(rows, title))
+    print(done)
+    if options.format == "lm-eval":
+        _export(out)
     return 0
+
+
+def _say(
+    name: str | None,
+    preset: Preset,
+    overridden: Sequence[str],
+    verifier: str | Mapping[str, Any],
+    reason: str,
+    too_long: Mapping[str, int],
+) -> None:
+    if name is not None:
+        changed = f" Set by flags instead: {', '.join(overridden)}." if overridden else ""
+        print(f"Protocol {name} ({preset.about}).{changed}")
+    left_out = ", ".join(f"{count} of {set_}" for set_, count in too_long.items() if count)
+    if left_out:
+        print(f"Left out, since the prompt leaves no room for the answer: {left_out}.")
+    name = verifier if isinstance(verifier, str) else " ".join(f"{key}={value}" for key, value in verifier.items())
+    print(f"Verifier: {name} ({reason}).", flush=True)
+
+
+def _measured(
+    loaded: LoadedModel,
+    arms: Sequence[Arm],
+    suite: Suite,
+    protocol: Protocol,
+    prompt: PromptTemplate,
+    journal: Journal,
+) -> Evaluation:
+    """Each sample goes to the journal; Ctrl-C, and any other end, leaves what there is for the next time."""
+    if journal.done:
+        print(f"Goes on from {len(journal.done):,} samples in {journal.folder}.", flush=True)
+    try:
+        with progress_display() as progress:
+            return Evaluation(*measure(loaded, arms, suite, protocol, prompt, progress, journal=journal))
+    except KeyboardInterrupt:
+        print(f"{len(journal.done):,} samples are in {journal.folder}: the same command goes on from there.")
+        raise
+
+
+def _export(out: Path) -> None:
+    import json
+
+    from steerkit.evaluation.compare import read_samples
+    from steerkit.evaluation.lm_eval import write_lm_eval
+
+    record = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    for path in write_lm_eval(out / "lm-eval", record, read_samples(out)):
+        print(f"Wrote {path} and its samples.")

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from steerkit import registry
 from steerkit.datasets import PromptTemplate
 from steerkit.errors import SteerkitError
-from steerkit.evaluation.metrics import accuracy_interval
+from steerkit.evaluation.records import correct_table, judge_groups, sample_records
+from steerkit.evaluation.suite import Progress, Suite, measure
 from steerkit.models import LoadedModel, SteeredModel
 from steerkit.rewards.verifiable import Verifiable
-from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams, encode_prompts
-from steerkit.types import Example, RolloutGroup, Verdict
+from steerkit.types import Example
 
 if TYPE_CHECKING:
     from steerkit.vectors import SteeringVector
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is running, problems done, problems in all)."""
+__all__ = ["Arm", "Evaluation", "Progress", "Protocol", "correct_table", "evaluate", "judge_groups", "sample_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +30,16 @@ class Arm:
     """Prefilled opening of the completion, after the prompt template's own."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Columns for the result row: ``lr``, ``train_seed``, ``trainable_params``..."""
+    model: SteeredModel | None = None
+    """A policy that is ready, where no vector can tell it (LoRA, full fine-tuning)."""
+
+    def on(self, loaded: LoadedModel) -> SteeredModel:
+        """The steered model of this arm."""
+        if self.model is not None:
+            return self.model
+        if self.vector is not None:
+            return self.vector.steer(loaded.base, loaded.layout)
+        return SteeredModel(loaded.base, {}, loaded.layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +54,29 @@ class Protocol:
     """Of the samples and of the bootstrap."""
     verifier: str | Mapping[str, Any] = "math"
     sampler: str | Mapping[str, Any] = "transformers"
+    k_of: Mapping[str, int] = field(default_factory=dict)
+    """Set -> samples a problem in place of ``k`` (the papers take 32 on the small sets)."""
+    seeds: int = 1
+    """Sampling seeds at temperatures above 0: ``seed``, ``seed + 1``..., each with its own k samples."""
+    batch_tokens: int | None = None
+    """Tokens (prompts and answers) that the sampler gets at once; None: a whole set."""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise SteerkitError(f"k must be at least 1, got {self.k}.")
+        for name, value in {"k": self.k, "seeds": self.seeds, **{f"k of {n}": k for n, k in self.k_of.items()}}.items():
+            if value < 1:
+                raise SteerkitError(f"{name} must be at least 1, got {value}.")
         if not self.temperatures:
             raise SteerkitError("Give at least one temperature, for example 0 and 1.")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise SteerkitError(f"batch_tokens must be at least 1, got {self.batch_tokens}.")
 
+    def samples(self, set_name: str, temperature: float) -> int:
+        """Samples a problem of one set, with one seed."""
+        return 1 if temperature == 0 else self.k_of.get(set_name, self.k)
 
-FACTS: dict[str, Any] = {
-    "train_seed": None,
-    "lr": None,
-    "trainable_params": 0,
-    "optimizer_bytes": 0,
-    "seconds_per_step": None,
-}
-"""Columns that an arm may fill; the rest of a row is measured."""
+    def seeds_at(self, temperature: float) -> tuple[int, ...]:
+        """The sampling seeds; greedy decoding needs one."""
+        return tuple(range(self.seed, self.seed + (1 if temperature == 0 else self.seeds)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,123 +109,5 @@ def evaluate(
         VectorError: if a vector doesn't fit the model.
     """
     protocol, prompt = protocol or Protocol(), prompt or PromptTemplate()
-    sampler: Sampler = registry.build("samplers", protocol.sampler)
-    own = None if judge else Verifiable(protocol.verifier)
-    judge = judge or own
-    assert judge is not None
-    rows: list[dict[str, Any]] = []
-    samples: list[dict[str, Any]] = []
-    try:
-        examples = _fitting(loaded, arms, examples, protocol, prompt)
-        for arm in arms:
-            model = (
-                arm.vector.steer(loaded.base, loaded.layout)
-                if arm.vector
-                else SteeredModel(loaded.base, {}, loaded.layout)
-            )
-            template = prompt.with_opening(arm.assistant_prefix)
-            prompts = encode_prompts(loaded.base, loaded.tokenizer, template, examples, protocol.max_tokens, "refuse")
-            for temperature in protocol.temperatures:
-                label = f"{arm.name}, temperature {temperature:g}"
-                groups = _sample(model, loaded, sampler, prompts, protocol, temperature, label, progress)
-                verdicts = judge_groups(judge, groups)
-                facts = {"arm": arm.name, "set": set_name, "temperature": temperature}
-                rows.append({**facts, **summarise(groups, verdicts, protocol.seed), **FACTS, **arm.facts})
-                rows[-1]["sample_seed"] = protocol.seed
-                samples += sample_records(groups, verdicts, facts)
-    finally:
-        if own is not None:
-            own.close()
-    return Evaluation(rows, samples)
-
-
-def _fitting(
-    loaded: LoadedModel, arms: Sequence[Arm], examples: Sequence[Example], protocol: Protocol, prompt: PromptTemplate
-) -> list[Example]:
-    """The problems whose prompt fits the context in every arm, so that all arms answer the same ones."""
-    kept = list(examples)
-    for opening in dict.fromkeys(arm.assistant_prefix for arm in arms):
-        template = prompt.with_opening(opening)
-        fitting = encode_prompts(loaded.base, loaded.tokenizer, template, kept, protocol.max_tokens, "drop")
-        kept = [encoded.example for encoded in fitting]
-    return kept
-
-
-def _sample(
-    model: SteeredModel,
-    loaded: LoadedModel,
-    sampler: Sampler,
-    prompts: Sequence[EncodedPrompt],
-    protocol: Protocol,
-    temperature: float,
-    label: str,
-    progress: Progress | None,
-) -> list[RolloutGroup]:
-    k = 1 if temperature == 0 else protocol.k
-    params = SamplingParams(temperature, protocol.max_tokens)
-    groups: dict[int, RolloutGroup] = {}
-    for index, group in sampler.stream(model, loaded.tokenizer, prompts, k, params, protocol.seed):
-        groups[index] = group
-        if progress is not None:
-            progress(label, len(groups), len(prompts))
-    return [groups[index] for index in range(len(prompts))]
-
-
-def judge_groups(judge: Verifiable, groups: Sequence[RolloutGroup]) -> list[list[Verdict]]:
-    """[N][K] verdicts, by the same path as the training reward."""
-    flat = [(group, rollout) for group in groups for rollout in group.rollouts]
-    verdicts = judge.verdicts(
-        [rollout.text for _, rollout in flat],
-        [group.example.answer for group, _ in flat],
-        [rollout.finish_reason for _, rollout in flat],
-    )
-    remaining = iter(verdicts)
-    return [[next(remaining) for _ in group.rollouts] for group in groups]
-
-
-def correct_table(verdicts: Sequence[Sequence[Verdict]]) -> np.ndarray:
-    """[N, K] of 1 (correct), 0 (wrong), NaN (fault)."""
-    values = {"correct": 1.0, "wrong": 0.0, "fault": np.nan}
-    return np.array([[values[verdict.status] for verdict in row] for row in verdicts])
-
-
-def summarise(groups: Sequence[RolloutGroup], verdicts: Sequence[Sequence[Verdict]], seed: int) -> dict[str, Any]:
-    """The measured columns of one result row."""
-    table = correct_table(verdicts)
-    interval = accuracy_interval(table, seed)
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    return {
-        "k": table.shape[1],
-        "n": table.shape[0],
-        "accuracy": interval.mean,
-        "ci95": [interval.low, interval.high],
-        "mean_tokens": float(np.mean([len(rollout.token_ids) for rollout in rollouts])),
-        "faults": int(np.isnan(table).sum()),
-        "truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
-        "no_box": sum(verdict.reason == "no_box" for row in verdicts for verdict in row),
-    }
-
-
-def sample_records(
-    groups: Sequence[RolloutGroup], verdicts: Sequence[Sequence[Verdict]], facts: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """One flat record a sample."""
-    return [
-        {
-            **facts,
-            "id": group.example.id,
-            "source": group.example.source,
-            "problem": group.example.problem,
-            "sample": index,
-            "answer": group.example.answer,
-            "completion": rollout.text,
-            "verdict": verdict.status,
-            "reason": verdict.reason,
-            "extracted": verdict.extracted,
-            "finish_reason": rollout.finish_reason,
-            "tokens": len(rollout.token_ids),
-            "logprob": float(sum(rollout.logprobs)),
-        }
-        for group, row in zip(groups, verdicts, strict=True)
-        for index, (rollout, verdict) in enumerate(zip(group.rollouts, row, strict=True))
-    ]
+    suite = Suite({set_name: examples}).fit(loaded, arms, protocol, prompt)
+    return Evaluation(*measure(loaded, arms, suite, protocol, prompt, progress, judge))

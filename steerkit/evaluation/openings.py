@@ -66,5 +66,5 @@ def rank_openings(
         if token in special or not text.strip() or "\ufffd" in text:
             continue
         rows = evaluate(loaded, [Arm("prefix", assistant_prefix=text)], examples, protocol, prompt, judge=judge).rows
-        found.append(Opening(text, probability, rows[0]["accuracy"]))
+        found.append(Opening(text, probability, rows[0]["accuracy"] or 0.0))  # None: faults alone
     return sorted(found, key=lambda opening: -opening.accuracy)

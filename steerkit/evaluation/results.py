@@ -57,31 +57,45 @@ def _utf8(text: str) -> str:
 
 
 def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """Accuracy in percent with its 95 % interval, a row for each arm and temperature."""
+    """Accuracy in percent with its 95 % interval: a row for each arm and temperature, by set where there are several.
+
+    ``seen`` is the number of problems that stand in the training data; the column is there if it is not 0 or unknown.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    several = len({row["set"] for row in rows}) > 1
+    seen = any(row.get("seen_in_training") for row in rows)
     # Plain text cells (a vector's name may hold brackets), and a box narrow enough for 80 columns.
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE, padding=(0, 1), show_edge=False)
-    table.add_column("arm", no_wrap=True)
-    for name in ("T", "acc. %", "95 % interval", "n x k", "tokens", "cut", "faults"):
+    table.collapse_padding = several
+    for name in ("set", "arm")[not several :]:
+        table.add_column(name, no_wrap=True)
+    for name in ("T", "acc. %", "95 % interval", "n x k", "tokens", "cut", "faults", *["seen"] * seen):
         table.add_column(name, justify="right", no_wrap=True)
-    previous = None
+    previous: dict[str, Any] | None = None
     for row in rows:
-        if previous is not None and row["arm"] != previous:
+        groups = ("set", "arm") if several else ("arm",)
+        same = [previous is not None and row[name] == previous[name] for name in groups]
+        if previous is not None and not same[0]:
             table.add_section()
-        low, high = row["ci95"]
-        cells = (
-            row["arm"] if row["arm"] != previous else "",
-            f"{row['temperature']:g}",
-            f"{100 * row['accuracy']:.1f}",
-            f"{100 * low:.1f} - {100 * high:.1f}",
-            f"{row['n']} x {row['k']}",
-            f"{row['mean_tokens']:.1f}",
-            str(row["truncated"]),
-            str(row["faults"]),
-        )
-        table.add_row(*map(Text, cells))
-        previous = row["arm"]
+        names = [row[name] if not all(same[: index + 1]) else "" for index, name in enumerate(groups)]
+        table.add_row(*map(Text, [*names, *_cells(row), *[str(row.get("seen_in_training", ""))] * seen]))
+        previous = row
     return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    k = f" x {row['k']}" if row["k"] is not None else ""
+    seeds = f" x {len(row['sample_seeds'])}" if row.get("sample_seeds") and row["k"] is not None else ""
+    known = row["accuracy"] is not None
+    return [
+        f"{row['temperature']:g}",
+        f"{100 * row['accuracy']:.1f}" if known else "-",
+        f"{100 * row['ci95'][0]:.1f} - {100 * row['ci95'][1]:.1f}" if known else "-",
+        f"{row['n']}{k}{seeds}",
+        f"{row['mean_tokens']:.1f}",
+        str(row["truncated"]),
+        str(row["faults"]),
+    ]

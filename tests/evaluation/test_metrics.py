@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from steerkit.errors import SteerkitError
-from steerkit.evaluation.metrics import AvgAtK, accuracy_interval, avg_at_k, paired_difference_interval
+from steerkit.evaluation.metrics import (
+    accuracy_interval,
+    avg_at_k,
+    mean_over_sets,
+    paired_difference_interval,
+    paired_mean_over_sets,
+)
+from steerkit.evaluation.modules import AvgAtK
 
 NAN = math.nan
 
@@ -106,3 +113,54 @@ def test_metric_accumulates_and_merges() -> None:
     assert metric.compute().item() == 0.5
     with pytest.raises(SteerkitError, match="problems, samples"):
         metric.update(torch.tensor([1.0]))
+
+
+def test_mean_over_sets_weighs_sets_not_problems() -> None:
+    small, large = np.ones(10), np.tile([1.0, 0, 0, 0], 100)
+    mean, low, high = mean_over_sets([small, large])
+    assert mean == pytest.approx((1 + 0.25) / 2)
+    assert low < mean < high
+    with pytest.raises(SteerkitError, match="at least one set"):
+        mean_over_sets([])
+
+
+def test_mean_over_sets_has_the_width_of_the_sum_of_variances() -> None:
+    rng = np.random.default_rng(7)
+    sets = [(rng.random(400) < p).astype(float) for p in (0.2, 0.5, 0.7)]
+    mean, low, high = mean_over_sets(sets, n_resamples=20000)
+    deviation = math.sqrt(sum(values.var() / len(values) for values in sets)) / 3
+    assert mean == pytest.approx(np.mean([values.mean() for values in sets]))
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.04)
+
+
+def test_about_95_percent_of_the_intervals_over_sets_cover() -> None:
+    rng = np.random.default_rng(8)
+    truths, sizes, trials, covered = (0.02, 0.4, 0.8), (30, 60, 100), 300, 0
+    for trial in range(trials):
+        sets = [(rng.random(n) < p).astype(float) for n, p in zip(sizes, truths, strict=True)]
+        _, low, high = mean_over_sets(sets, seed=trial, n_resamples=1000)
+        covered += low <= np.mean(truths) <= high
+    assert covered / trials >= 0.92
+
+
+@pytest.mark.parametrize(("value", "ends"), [(0.0, "low"), (1.0, "high")])
+def test_sets_all_wrong_or_all_right_still_have_a_width(value: float, ends: str) -> None:
+    interval = mean_over_sets([np.full(30, value)] * 3)
+    assert interval.mean == value == getattr(interval, ends)
+    assert 0.005 < interval.high - interval.low < 0.08
+    one = mean_over_sets([[value]])
+    assert one.high - one.low > 0.5
+
+
+def test_paired_mean_over_sets() -> None:
+    rng = np.random.default_rng(9)
+    pairs = []
+    for _ in range(3):
+        ability = rng.random((150, 1))
+        pairs.append((rng.random((150, 4)) < ability, rng.random((150, 4)) < ability - 0.2))
+    mean, low, high = paired_mean_over_sets(pairs)
+    assert mean == pytest.approx(np.mean([a.mean() - b.mean() for a, b in pairs]))
+    assert 0 < low < mean < high
+    alone = paired_difference_interval(*pairs[0])
+    assert high - low < alone.high - alone.low
+    assert paired_mean_over_sets([(pairs[0][0], pairs[0][0])]) == (0, 0, 0)
