@@ -9,7 +9,8 @@
 2. final: seeds 0, 1, 2 at the chosen rate, measured once on a fresh draw of test problems that no choice has seen.
 3. table: mean over seeds; 95 % interval by bootstrap over problems (of the seeds' mean), and each seed's value.
 
-Each run is a `steerkit fit` of its own; what is finished is not done again, so the study can be stopped and gone on with.
+Each run is a `steerkit fit` of its own. What is finished lies in benchmarks/results/arms and is not done again: remove that folder
+to measure anew, or go on with what is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 HERE = Path(__file__).parent
 FRESH = {"name": "arithmetic", "n_eval": 256, "seed": 7}
 SEEDS = (0, 1, 2)
+RESULTS = HERE / "results" / "arms"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Arm:
     last: float = 1.0
     """The last layer's learning rate as a multiple of the others'."""
     rows: tuple[str, ...] = ("steered",)
-    settings: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = SEEDS
 
 
 ARMS: dict[str, Arm] = {
@@ -55,40 +57,60 @@ ARMS: dict[str, Arm] = {
     "lora_r1": Arm({"intervention": {"name": "lora", "rank": 1}}, (0.01, 0.03, 0.1), "LoRA r = 1, all linear maps"),
     "lora_r16": Arm({"intervention": {"name": "lora", "rank": 16}}, (0.001, 0.003, 0.01), "LoRA r = 16, all linear maps"),
     "full": Arm({"intervention": "full"}, (1e-4, 3e-4, 1e-3), "full fine-tuning"),
-    "last_first": Arm(
-        {"layers": -1, "token_mask": "first_generated"}, (2.0, 6.0, 20.0), "static, last layer, first generated token only"
-    ),
-    "last_rest": Arm(
-        {"layers": -1, "token_mask": "not_first_generated"}, (2.0, 6.0, 20.0), "static, last layer, all but the first"
-    ),
-    "random_reward": Arm({"rewards": "random"}, (0.1, 0.3, 1.0), "static, all layers, random reward", last=7.0),
-    "format_reward": Arm({"rewards": "format"}, (0.1, 0.3, 1.0), "static, all layers, format reward", last=7.0),
     "entropy": Arm({"objective": "entropy"}, (0.03, 0.1, 0.3), "static, all layers, entropy only", last=7.0),
 }
-"""`bias` is not tried on its own: it gets static_all's rate, for on this model the two are equal (`bias` in FINAL_ONLY)."""
-FINAL_ONLY = {"bias": ("static_all", Arm({"intervention": "bias"}, (), "down_proj bias, all layers", last=7.0))}
+FINAL_ONLY: dict[str, tuple[str, Arm]] = {
+    "bias": ("static_all", Arm({"intervention": "bias"}, (), "down_proj bias, all layers", last=7.0)),
+    "random_reward": ("static_all", Arm({"rewards": "random"}, (), "static, all layers, random reward", last=7.0)),
+    "format_reward": ("static_all", Arm({"rewards": "format"}, (), "static, all layers, format reward", last=7.0)),
+    "last_first": (
+        "static_last",
+        Arm({"layers": -1, "token_mask": "first_generated"}, (), "static, last layer, first generated token only", seeds=(0,)),
+    ),
+    "last_rest": (
+        "static_last",
+        Arm({"layers": -1, "token_mask": "not_first_generated"}, (), "static, last layer, all but the first", seeds=(0,)),
+    ),
+}
+"""Arms that take the rate chosen for another: on this model `bias` is static_all; a control has no validation gain to choose by."""
 
 
-def fit(out: Path, arm: Arm, lr: float, seed: int, final: bool) -> dict[str, Any]:
-    """One `steerkit fit`; returns its results.json."""
-    place = out / "results.json"
-    if not place.exists():
+def fit(out: Path, kind: str, label: str, arm: Arm, lr: float, seed: int) -> dict[str, Any]:
+    """One `steerkit fit`; returns its rows and what was right, which RESULTS keeps (runs/ need not be kept)."""
+    kept, run = RESULTS / kind / f"{label}.json", out / kind / label
+    if not kept.exists():
         rate: Any = lr if arm.last == 1.0 else {"default": lr, "-1": lr * arm.last}
         overrides: dict[str, Any] = {"model.lr": rate, **{f"model.{k}": v for k, v in arm.model.items()}}
-        if final:
-            overrides |= {"data.test_dataset": FRESH, "report.split": "test", "report.k": 4}
-            overrides |= {"report.temperatures": [0.0, 1.0], "report.arms": list(arm.rows) if seed == 0 else ["steered"]}
-        command = [sys.executable, "-m", "steerkit", "fit", "--config", str(HERE / "arms.yaml"), "--run_dir", str(out)]
+        if kind == "final":
+            overrides |= {"data.test_dataset": FRESH, "report.split": "test", "report.temperatures": [0.0, 1.0]}
+            overrides |= {"report.arms": list(arm.rows) if seed == 0 else ["steered"]}
+        command = [sys.executable, "-m", "steerkit", "fit", "--config", str(HERE / "arms.yaml"), "--run_dir", str(run)]
         command += ["--seed_everything", str(seed)]
         for key, value in overrides.items():
             command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-        out.mkdir(parents=True, exist_ok=True)
-        with open(out.parent / f"{out.name}.log", "w") as log:
-            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        run.mkdir(parents=True, exist_ok=True)
+        log = run.with_suffix(".log")
+        with open(log, "w") as file:
+            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
         if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed: see {out.parent / f'{out.name}.log'}")
-    found: dict[str, Any] = json.loads(place.read_text())
+            raise SystemExit(f"{' '.join(command)} failed: see {log}")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(summary(run), indent=1))
+    found: dict[str, Any] = json.loads(kept.read_text())
     return found
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """Rows of results.json, and for each arm and temperature the number of right samples of each problem, by problem id."""
+    from pyarrow import parquet
+
+    results = json.loads((run / "results.json").read_text())
+    right: dict[str, dict[str, int]] = {}
+    for sample in parquet.read_table(run / "samples.parquet").to_pylist():
+        of_arm = right.setdefault(f"{sample['arm']} @ {sample['temperature']:g}", {})
+        of_arm[sample["id"]] = of_arm.get(sample["id"], 0) + (sample["verdict"] == "correct")
+    counts = {key: [found[name] for name in sorted(found)] for key, found in right.items()}
+    return {"command": results["command"], "versions": results["versions"], "rows": results["rows"], "right": counts}
 
 
 def choose(out: Path, name: str, arm: Arm) -> tuple[float, dict[float, float]]:
@@ -96,8 +118,7 @@ def choose(out: Path, name: str, arm: Arm) -> tuple[float, dict[float, float]]:
     tried: dict[float, float] = {}
 
     def measure(lr: float) -> None:
-        rows = fit(out / "choose" / f"{name}_{lr:g}", arm, lr, 0, final=False)["rows"]
-        tried[lr] = rows[0]["accuracy"]
+        tried[lr] = fit(out, "choose", f"{name}_{lr:g}", arm, lr, 0)["rows"][0]["accuracy"]
 
     for lr in arm.grid:
         measure(lr)
@@ -114,66 +135,49 @@ def choose(out: Path, name: str, arm: Arm) -> tuple[float, dict[float, float]]:
 def study(out: Path, name: str, arm: Arm) -> None:
     lr, tried = choose(out, name, arm)
     print(f"{name}: lr {lr:g} of {', '.join(f'{k:g}: {100 * v:.1f} %' for k, v in sorted(tried.items()))}", flush=True)
-    for seed in SEEDS:
-        fit(out / "final" / f"{name}_{seed}", arm, lr, seed, final=True)
-    (out / f"{name}.json").write_text(json.dumps({"lr": lr, "tried": {f"{k:g}": v for k, v in sorted(tried.items())}}))
+    for seed in arm.seeds:
+        fit(out, "final", f"{name}_{seed}", arm, lr, seed)
     for other, (parent, twin) in FINAL_ONLY.items():
         if parent == name:
-            for seed in SEEDS:
-                fit(out / "final" / f"{other}_{seed}", twin, lr, seed, final=True)
-            (out / f"{other}.json").write_text(json.dumps({"lr": lr, "tried": {}}))
+            for seed in twin.seeds:
+                fit(out, "final", f"{other}_{seed}", twin, lr, seed)
 
 
-def seed_mean(folders: list[Path], arm: str, temperature: float) -> tuple[float, float, float, list[float]]:
+def seed_mean(runs: list[dict[str, Any]], arm: str, temperature: float) -> tuple[float, float, float, list[float]]:
     """Mean over seeds, 95 % interval by bootstrap over problems, each seed's mean."""
-    from pyarrow import parquet
-
-    tables = []
-    for folder in folders:
-        samples = parquet.read_table(folder / "samples.parquet").to_pylist()
-        picked = [s for s in samples if s["arm"].split(" ")[0] == arm and s["temperature"] == temperature]
-        by_problem: dict[str, list[float]] = {}
-        for sample in picked:
-            by_problem.setdefault(sample["id"], []).append(float(sample["verdict"] == "correct"))
-        tables.append([float(np.mean(by_problem[key])) for key in sorted(by_problem)])
-    values = np.array(tables)  # [seeds, problems]
-    rng = np.random.default_rng(0)
+    row = next(r for r in runs[0]["rows"] if r["arm"] == arm and r["temperature"] == temperature)
+    values = np.array([run["right"][f"{arm} @ {temperature:g}"] for run in runs]) / row["k"]  # [seeds, problems]
     means = values.mean(0)
-    draws = means[rng.integers(0, len(means), (10_000, len(means)))].mean(1)
+    draws = means[np.random.default_rng(0).integers(0, len(means), (10_000, len(means)))].mean(1)
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(means.mean()), float(low), float(high), [float(v) for v in values.mean(1)]
 
 
-def table(out: Path) -> str:
+def table() -> str:
+    """Markdown: the rows of all arms that are finished."""
     lines = [
-        "| arm | numbers | lr | T=0 % | interval | T=1 % | interval | seeds (T=1) | s a step | optimiser bytes |",
+        "| arm | numbers | lr | T=0 % | interval | T=1 % | interval | T=1, each seed | s a step | optimiser bytes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    every = {**{k: v for k, v in ARMS.items()}, **{k: v for k, (_, v) in FINAL_ONLY.items()}}
-    for name, arm in every.items():
-        folders = [out / "final" / f"{name}_{seed}" for seed in SEEDS]
-        folders = [folder for folder in folders if (folder / "results.json").exists()]
-        if not folders:
-            continue
-        rows = json.loads((folders[0] / "results.json").read_text())["rows"]
-        for shown in arm.rows:
-            row = next(r for r in rows if r["arm"].split(" ")[0] == shown)
-            used = folders if shown == "steered" else folders[:1]
-            cold, warm = (seed_mean(used, shown, t) for t in (0.0, 1.0))
-            label = arm.note if shown == "steered" else f"{row['arm']}" + (" (norms of static all)" if shown == "random" else "")
-            seconds = [json.loads((f / "results.json").read_text())["rows"] for f in used]
-            step = np.median([r["seconds_per_step"] for rows in seconds for r in rows if r["arm"] == "steered"])
+    for name, arm in {**ARMS, **{key: twin for key, (_, twin) in FINAL_ONLY.items()}}.items():
+        files = [RESULTS / "final" / f"{name}_{seed}.json" for seed in arm.seeds]
+        runs = [json.loads(file.read_text()) for file in files if file.exists()]
+        for shown in arm.rows if runs else ():
+            row = next(r for r in runs[0]["rows"] if r["arm"].split(" ")[0] == shown)
             trained = shown == "steered"
+            used = runs if trained else runs[:1]
+            cold, warm = (seed_mean(used, row["arm"], t) for t in (0.0, 1.0))
+            steps = [r["seconds_per_step"] for run in used for r in run["rows"] if r["arm"] == "steered"]
             cells = [
-                label,
+                arm.note if trained else row["arm"] + (" (norms of static, all layers)" if shown == "random" else ""),
                 f"{row['trainable_params']:,}" if trained else "",
-                json.loads((out / f"{name}.json").read_text())["lr"] if trained and (out / f"{name}.json").exists() else "",
+                row["lr"] if trained else "",
                 f"{100 * cold[0]:.1f}",
                 f"{100 * cold[1]:.1f} - {100 * cold[2]:.1f}",
                 f"{100 * warm[0]:.1f}",
                 f"{100 * warm[1]:.1f} - {100 * warm[2]:.1f}",
-                ", ".join(f"{100 * v:.1f}" for v in warm[3]) if len(used) > 1 else "",
-                f"{step:.2f}" if trained else "",
+                ", ".join(f"{100 * v:.1f}" for v in warm[3]) if trained else "",
+                f"{np.median(steps):.2f}" if trained else "",
                 f"{row['optimizer_bytes']:,}" if trained else "",
             ]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
@@ -192,9 +196,7 @@ def main() -> None:
         with ThreadPoolExecutor(options.workers) as pool:
             for future in [pool.submit(study, options.out, name, ARMS[name]) for name in options.only]:
                 future.result()
-    text = table(options.out)
-    (options.out / "table.md").write_text(text)
-    print(text)
+    print(table())
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ class Rollout:
     """``stop``: an end-of-sequence id was sampled; ``length``: cut off (counts as wrong)."""
     text: str
     """The completion decoded without special tokens."""
+    stream: Any = field(default=None, compare=False, repr=False)
+    """[T - 1, D] tensor or None: the residual stream at the tokens but the last, as it leaves the block that the sampler was
+    asked to keep (``SamplingParams.keep_layer``), before that block's steering."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class RolloutGroup:
     """[K]"""
     segments: tuple[str, ...] = ()
     """[P] the part of the prompt that each token belongs to; empty if unknown."""
+    stream: Any = field(default=None, compare=False, repr=False)
+    """[P, D] tensor or None: as ``Rollout.stream``, at the prompt's tokens."""
 
 
 @dataclass(frozen=True, slots=True)

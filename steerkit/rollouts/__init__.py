@@ -2,7 +2,12 @@
 
 from steerkit.rollouts.prompting import encode_prompts
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams
-from steerkit.rollouts.teacher_forcing import Branches, completion_log_probs, micro_batches
+from steerkit.rollouts.teacher_forcing import (
+    Branches,
+    completion_log_probs,
+    completion_log_probs_and_entropies,
+    micro_batches,
+)
 from steerkit.rollouts.uniforms import fold_seed, uniforms
 
 __all__ = [
@@ -11,6 +16,7 @@ __all__ = [
     "Sampler",
     "SamplingParams",
     "completion_log_probs",
+    "completion_log_probs_and_entropies",
     "encode_prompts",
     "fold_seed",
     "micro_batches",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from steerkit.models.positions import mask_positions, positions_from_mask
 from steerkit.rollouts.acceleration import accelerated
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
 from steerkit.rollouts.slab_cache import SlabCache
+from steerkit.rollouts.suffix import keep_stream
 from steerkit.rollouts.teacher_forcing import left_pad
 from steerkit.rollouts.transformers_sampler import TransformersSampler
 from steerkit.rollouts.uniforms import uniforms
@@ -107,10 +109,16 @@ class _Decoder:
         self.age = torch.zeros(self.n_slots, dtype=torch.long, device=device)
         self.owners: list[tuple[int, int]] = [(-1, -1)] * self.n_slots
         self.done: dict[int, list[Rollout | None]] = {}
+        self.kept: list[Tensor] = []  # what the last forward pass left behind block keep_layer
+        self.stream: Tensor | None = None  # [slots, T, D] of it, at the tokens that were fed
+        self.prompt_streams: dict[int, Tensor] = {}
 
     def run(self) -> Iterator[tuple[int, RolloutGroup]]:
         logits: Tensor | None = None
-        with accelerated(self.model, self.sampler.pack):
+        with ExitStack() as stack:
+            stack.enter_context(accelerated(self.model, self.sampler.pack))
+            if self.params.keep_layer is not None:
+                self.kept = stack.enter_context(keep_stream(self.model, self.params.keep_layer))
             while self.waiting or self.cache.n_rows:
                 logits = self._join(logits)
                 assert logits is not None
@@ -135,8 +143,13 @@ class _Decoder:
         self.u[first : self.cache.n_rows] = torch.from_numpy(noise).to(self.u)
         self.age[first : self.cache.n_rows] = 0
         self.owners[first : self.cache.n_rows] = [(index, j) for index in chosen for j in range(self.k)]
-        for index in chosen:
+        for row, index in enumerate(chosen):
             self.done[index] = [None] * self.k
+            if self.kept:
+                self.prompt_streams[index] = self.kept[-1][row, -len(self.prompts[index].ids) :].clone()
+        if self.kept and self.stream is None:
+            self.stream = fresh.new_zeros(self.n_slots, self.params.max_tokens, self.kept[-1].shape[-1])
+        self.kept.clear()
         return fresh if logits is None else torch.cat([logits, fresh])
 
     def _prefill(self, batch: Sequence[EncodedPrompt]) -> Tensor:
@@ -180,20 +193,23 @@ class _Decoder:
             index, j = self.owners[slot]
             text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
             reason = "stop" if ids[-1] in stops else "length"
-            self.done[index][j] = Rollout(tuple(ids), tuple(log_probs[row][: lengths[row]]), reason, text)  # type: ignore[arg-type]
+            stream = None if self.stream is None else self.stream[slot, : lengths[row] - 1].clone()
+            self.done[index][j] = Rollout(tuple(ids), tuple(log_probs[row][: lengths[row]]), reason, text, stream)  # type: ignore[arg-type]
             if all(rollout is not None for rollout in self.done[index]):
                 complete.append(index)
         moves = self.cache.leave(slots)
         if moves:
             source, target = (torch.tensor(side, device=self.tokens.device) for side in zip(*moves, strict=True))
-            for tensor in (self.u, self.tokens, self.log_probs, self.age, self.last):
-                tensor[target] = tensor[source]
+            for tensor in (self.u, self.tokens, self.log_probs, self.age, self.last, self.stream):
+                if tensor is not None:
+                    tensor[target] = tensor[source]
             for there, here in moves:
                 self.owners[here] = self.owners[there]
         for index in complete:
             prompt = self.prompts[index]
             rollouts = tuple(rollout for rollout in self.done.pop(index) if rollout is not None)
-            yield index, RolloutGroup(prompt.example, prompt.text, prompt.ids, rollouts, prompt.segments)
+            stream = self.prompt_streams.pop(index, None)
+            yield index, RolloutGroup(prompt.example, prompt.text, prompt.ids, rollouts, prompt.segments, stream)
 
     def _forward(self) -> Tensor:
         out = self.model(
@@ -203,6 +219,11 @@ class _Decoder:
             past_key_values=self.cache,
             use_cache=True,
         )
+        if self.kept:
+            n, latest = self.cache.n_rows, self.kept[-1][:, 0]
+            assert self.stream is not None
+            self.stream[torch.arange(n, device=latest.device), self.age[:n] - 1] = latest
+            self.kept.clear()
         self.cache.advance()
         logits: Tensor = out.logits[:, -1]
         return logits

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from steerkit.datasets import PromptTemplate, fit_to_context
+from steerkit.datasets import PromptTemplate, fit_to_context, prompt_segments
 from steerkit.errors import DataError
 from steerkit.models.layout import text_config
 from steerkit.rollouts.sampler import EncodedPrompt
@@ -34,8 +34,12 @@ def encode_prompts(
     examples: Sequence[Example],
     max_tokens: int,
     long_prompts: Literal["refuse", "drop"] = "drop",
+    segments: bool = False,
 ) -> list[EncodedPrompt]:
     """Render and tokenise; a prompt that leaves less than ``max_tokens`` of context is refused or dropped, never cut.
+
+    Args:
+        segments: also say which part of the prompt each token belongs to (token masks that name one need it).
 
     Raises:
         DataError: if there is no example, or a prompt is too long and ``long_prompts`` is ``refuse``.
@@ -53,4 +57,5 @@ def encode_prompts(
     kept, dropped = fit_to_context(encoded, room, long_prompts)
     if dropped:
         log.warning("%d of %d prompts are longer than %d tokens and were left out.", dropped, len(examples), room)
-    return [EncodedPrompt(examples[k], texts[k], tuple(encoded[k])) for k in kept]
+    parts = {k: prompt_segments(tokenizer, template, examples[k], texts[k]) for k in kept} if segments else {}
+    return [EncodedPrompt(examples[k], texts[k], tuple(encoded[k]), parts.get(k, ())) for k in kept]

@@ -28,6 +28,8 @@ class EncodedPrompt:
     """The rendered prompt."""
     ids: tuple[int, ...]
     """[P] its token ids, without padding."""
+    segments: tuple[str, ...] = ()
+    """[P] the part of the prompt that each token belongs to (``token_masks.SEGMENTS``); empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class SamplingParams:
     """0 means greedy."""
     max_tokens: int = 128
     """Length limit of a completion; one that reaches it has finish reason ``length``."""
+    keep_layer: int | None = None
+    """The block whose output the rollouts are to carry along (``rollouts.suffix.kept_layer``); a sampler may ignore it."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:

@@ -1,19 +1,22 @@
-"""Log-probabilities, with gradient, of completions that were sampled before."""
+"""Log-probabilities and entropies, with gradient, of completions that were sampled before."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from steerkit.models import token_log_probs
-from steerkit.models.steered import positions_from_mask
+from steerkit.models import token_log_probs, token_log_probs_and_entropies
+from steerkit.models.caching import has_running_state
+from steerkit.models.positions import mask_positions, positions_from_mask
+from steerkit.rollouts.suffix import SuffixCache, kept_layer, suffix_states
 
 if TYPE_CHECKING:
     from steerkit.models import SteeredModel
+    from steerkit.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,30 @@ class Branches:
     """[P], at least one token."""
     completions: Sequence[Sequence[int]]
     """[K][T], each at least one token."""
+    segments: Sequence[str] = ()
+    """[P] the segment of each prompt token, for token masks that name one."""
+    stream: Tensor | None = None
+    """[P, D] the residual stream that the rollout kept (``rollouts.suffix``)."""
+    streams: Sequence[Tensor] = ()
+    """[K][T - 1, D] that of the completions; empty if it was not kept."""
+
+    def pick(self, completions: Sequence[int]) -> Branches:
+        """The same prompt with some of its completions."""
+        streams = [self.streams[k] for k in completions] if self.streams else ()
+        return replace(self, completions=[self.completions[k] for k in completions], streams=streams)
+
+    @classmethod
+    def of(cls, group: RolloutGroup, picked: Sequence[int]) -> Branches:
+        """Some rollouts of a group, with the streams that they carry."""
+        rollouts = [group.rollouts[k] for k in picked]
+        kept = group.stream is not None and all(rollout.stream is not None for rollout in rollouts)
+        return cls(
+            group.prompt_ids,
+            [rollout.token_ids for rollout in rollouts],
+            group.segments,
+            group.stream if kept else None,
+            [rollout.stream for rollout in rollouts] if kept else (),
+        )
 
 
 _CACHE_SHARE = 8
@@ -33,52 +60,112 @@ _CACHE_SHARE = 8
 def completion_log_probs(
     model: SteeredModel, groups: Sequence[Branches], pad_id: int, temperature: float = 1.0
 ) -> Tensor:
-    """[N] log-probabilities (nats) of all completion tokens, completion after completion, under logits / temperature.
+    """[N] log-probabilities (nats) of all completion tokens, completion after completion.
+
+    They are those of softmax(logits / temperature), and the gradient is that of separate rows.
+    """
+    return token_log_probs(model, *predicting_states(model, groups, pad_id), temperature)
+
+
+def completion_log_probs_and_entropies(
+    model: SteeredModel, groups: Sequence[Branches], pad_id: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """([N], [N]): ``completion_log_probs``, and the entropies (nats) of the distributions that the tokens come from."""
+    return token_log_probs_and_entropies(model, *predicting_states(model, groups, pad_id), temperature)
+
+
+def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: int) -> tuple[Tensor, Tensor]:
+    """([N, D] final-normed states, [N] ids) of all completion tokens: each state is that of the position before.
 
     Each prompt runs once, forward and backward, however many completions it has: the second pass goes on from its
     keys and values, through which the completions' gradients flow back into it. The gradient is that of separate
-    rows. Position t predicts token t + 1, so the first completion token is predicted, and steered, at the last prompt
-    position.
+    rows; separate rows is what families with a running state get, as it lets no gradient through. Position t predicts
+    token t + 1, so the first completion token is predicted, and steered, at the last prompt position.
     """
     from transformers import DynamicCache
 
     device = model.device
     prompts, mask = left_pad([group.prompt for group in groups], pad_id, device)
+    steered = mask_positions(
+        model.token_mask,
+        [len(group.prompt) for group in groups],
+        [group.segments for group in groups],
+        prompts.shape[1],
+        device,
+    )
     owner = torch.tensor([g for g, group in enumerate(groups) for _ in group.completions], device=device)
     rows = [completion for group in groups for completion in group.completions]
     width = max(map(len, rows))
-    cache = DynamicCache(config=model.base.config)
-    hidden = model.hidden_states(prompts, mask, positions_from_mask(mask), past_key_values=cache, use_cache=True)
-    states = hidden[:, -1:].index_select(0, owner)
-    if width > 1:
-        ids = torch.full((len(rows), width - 1), pad_id)
-        for k, row in enumerate(rows):
-            ids[k, : len(row) - 1] = torch.tensor(row[:-1])
-        cache.batch_select_indices(owner)
-        # What stands behind a completion's end can't reach it under causal attention: no need to mask it.
-        mask = torch.cat([mask.index_select(0, owner), mask.new_ones(len(rows), width - 1)], dim=1)
-        positions = positions_from_mask(mask)[:, 1 - width :]
-        rest = model.hidden_states(ids.to(device), mask, positions, past_key_values=cache, use_cache=True)
-        states = torch.cat([states, rest], dim=1)
+    fed = torch.full((len(rows), width - 1), pad_id)
+    for k, row in enumerate(rows):
+        fed[k, : len(row) - 1] = torch.tensor(row[:-1])
+    fed = fed.to(device)
+    # What stands behind a completion's end can't reach it under causal attention: no need to mask it.
+    whole = torch.cat([mask.index_select(0, owner), mask.new_ones(len(rows), width - 1)], dim=1)
+    if has_running_state(model.base):
+        ids = torch.cat([prompts.index_select(0, owner), fed], dim=1)
+        if steered is not None:
+            later = steered.new_full((len(rows), width - 1), model.token_mask.generated)
+            steered = torch.cat([steered.index_select(0, owner), later], dim=1)
+        with model.prefill(steered):
+            states = model.hidden_states(ids, whole, positions_from_mask(whole))[:, prompts.shape[1] - 1 :]
+    else:
+        layer = kept_layer(model) if all(group.stream is not None for group in groups) else None
+        cache = DynamicCache(config=model.base.config) if layer is None else SuffixCache(layer + 1)
+        with model.prefill(steered):
+            if layer is None:
+                hidden = model.hidden_states(
+                    prompts, mask, positions_from_mask(mask), past_key_values=cache, use_cache=True
+                )
+            else:
+                stream = _padded([group.stream for group in groups], prompts.shape[1], device, left=True)
+                hidden = suffix_states(model, layer, stream, mask, positions_from_mask(mask), cache, steered)
+        states = hidden[:, -1:].index_select(0, owner)
+        if width > 1:
+            cache.reorder_cache(owner)
+            positions = positions_from_mask(whole)[:, 1 - width :]
+            if layer is None:
+                rest = model.hidden_states(fed, whole, positions, past_key_values=cache, use_cache=True)
+            else:
+                stream = _padded([row for group in groups for row in group.streams], width - 1, device, left=False)
+                rest = suffix_states(model, layer, stream, whole, positions, cache, model.token_mask.generated)
+            states = torch.cat([states, rest], dim=1)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     real = torch.arange(width, device=device) < lengths[:, None]
     targets = torch.tensor([token for row in rows for token in row], device=device)
-    return token_log_probs(model, states[real], targets, temperature)
+    return states[real], targets
 
 
-def micro_batches(groups: Sequence[Branches], token_budget: int) -> Iterator[list[tuple[int, list[int]]]]:
+def _padded(rows: Sequence[Tensor | None], width: int, device: torch.device, left: bool) -> Tensor:
+    """[n][T, D] -> [n, width, D], zeros at the padding; a copy outside inference mode, so that autograd may keep it."""
+    first = rows[0]
+    assert first is not None
+    out = torch.zeros(len(rows), width, first.shape[-1], dtype=first.dtype, device=device)
+    for k, row in enumerate(rows):
+        if row is not None and len(row):
+            out[k, width - len(row) if left else 0 : width if left else len(row)] = row
+    return out
+
+
+def micro_batches(
+    groups: Sequence[Branches], token_budget: int, shared_prompts: bool = True
+) -> Iterator[list[tuple[int, list[int]]]]:
     """Split groups into batches of at most about ``token_budget`` padded tokens, prompts of like length together.
+
+    Args:
+        shared_prompts: False for families with a running state, where each completion runs with its own prompt.
 
     Yields:
         Lists of (group index, completion indices). A group that is too large alone is split by its completions,
         sorted by length; a single completion over the budget goes alone.
     """
+    cost = _cost if shared_prompts else _separate_cost
     pieces: list[tuple[int, list[int]]] = []
     for index in sorted(range(len(groups)), key=lambda g: len(groups[g].prompt)):
         prompt, completions = groups[index].prompt, groups[index].completions
         piece: list[int] = []
         for k in sorted(range(len(completions)), key=lambda k: len(completions[k])):
-            if piece and _cost(1, len(prompt), len(piece) + 1, len(completions[k])) > token_budget:
+            if piece and cost(1, len(prompt), len(piece) + 1, len(completions[k])) > token_budget:
                 pieces.append((index, piece))
                 piece = []
             piece.append(k)
@@ -89,7 +176,7 @@ def micro_batches(groups: Sequence[Branches], token_budget: int) -> Iterator[lis
     for index, piece in pieces:
         longest = max(len(groups[index].completions[k]) for k in piece)
         widths = max(prompt_width, len(groups[index].prompt)), max(completion_width, longest)
-        size = _cost(len(batch) + 1, widths[0], n_completions + len(piece), widths[1])
+        size = cost(len(batch) + 1, widths[0], n_completions + len(piece), widths[1])
         if batch and size > token_budget:
             yield batch
             batch, n_completions = [], 0
@@ -104,6 +191,10 @@ def micro_batches(groups: Sequence[Branches], token_budget: int) -> Iterator[lis
 def _cost(prompts: int, prompt_width: int, completions: int, completion_width: int) -> int:
     """Padded tokens of both passes, the completions' copies of the prompts' keys and values included."""
     return prompts * prompt_width + completions * (completion_width + prompt_width // _CACHE_SHARE)
+
+
+def _separate_cost(prompts: int, prompt_width: int, completions: int, completion_width: int) -> int:
+    return completions * (prompt_width + completion_width)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from steerkit.errors import SteerkitError
-from steerkit.models.steered import positions_from_mask
+from steerkit.models.positions import mask_positions, positions_from_mask
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
 from steerkit.rollouts.teacher_forcing import left_pad
 from steerkit.rollouts.uniforms import uniforms
@@ -53,7 +53,7 @@ class TransformersSampler(Sampler):
             for index, prompt, rollouts in zip(
                 indices, batch, self._decode(model, tokenizer, batch, k, params, seed), strict=True
             ):
-                yield index, RolloutGroup(prompt.example, prompt.text, prompt.ids, rollouts)
+                yield index, RolloutGroup(prompt.example, prompt.text, prompt.ids, rollouts, prompt.segments)
 
     @torch.inference_mode()
     def _decode(
@@ -72,11 +72,20 @@ class TransformersSampler(Sampler):
         )
         u = torch.from_numpy(noise).to(device, torch.float32 if device.type == "mps" else torch.float64)
         ids, mask = left_pad([p.ids for p in prompts], tokenizer.pad_token_id, device)
-        out = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions_from_mask(mask), use_cache=True, logits_to_keep=1
+        steered = mask_positions(
+            model.token_mask, [len(p.ids) for p in prompts], [p.segments for p in prompts], ids.shape[1], device
         )
+        with model.prefill(steered):
+            out = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions_from_mask(mask),
+                use_cache=True,
+                logits_to_keep=1,
+            )
         cache = out.past_key_values
-        cache.batch_repeat_interleave(k)
+        # reorder_cache alone serves layers with a running state too (cache.batch_* are missing there).
+        cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(k))
         logits = out.logits[:, -1].repeat_interleave(k, dim=0)
         mask = mask.repeat_interleave(k, dim=0)
 
@@ -97,7 +106,7 @@ class TransformersSampler(Sampler):
             if len(alive) == 0 or t + 1 == params.max_tokens:
                 break
             if len(alive) <= _COMPACT_BELOW * len(rows):
-                cache.batch_select_indices(alive)
+                cache.reorder_cache(alive)
                 rows, new, mask = rows[alive], new[alive], mask[alive]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             logits = model(

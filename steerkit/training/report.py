@@ -7,14 +7,16 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal, cast
 
+from steerkit.baselines import WeightAdapter
 from steerkit.errors import SteerkitError
 from steerkit.evaluation.arms import Arm, Evaluation, Progress, Protocol, evaluate
 from steerkit.evaluation.openings import Opening, rank_openings
 from steerkit.evaluation.results import write_results
 from steerkit.training.data import PromptDataModule
 from steerkit.training.module import SteeringModule
+from steerkit.training.policy import trained_parameters
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class ReportConfig:
         k: samples a problem at temperatures above 0.
         openings: candidates for ``prefix``: the base's likeliest first tokens.
         seed: of the samples and the random vector.
+        split: of the problems. Choose settings on ``validation``, and use ``test`` once.
     """
 
     arms: list[str] = field(default_factory=lambda: list(ARMS))
@@ -39,6 +42,7 @@ class ReportConfig:
     k: int = 2
     openings: int = 6
     seed: int = 1
+    split: Literal["validation", "test"] = "test"
 
     def __post_init__(self) -> None:
         unknown = [arm for arm in self.arms if arm not in ARMS]
@@ -65,15 +69,18 @@ def final_report(
     command: str,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure the arms on the test split; write ``results.json`` and ``samples.parquet`` to the run folder."""
+    """Measure the arms on the test split (or validation, if asked); write ``results.json`` and ``samples.parquet`` to
+    the run folder.
+    """
     module.configure_model()
     assert module.loaded is not None
     loaded, settings = module.loaded, module.settings
     protocol = Protocol(
         tuple(config.temperatures), config.k, settings.max_tokens, config.seed, sampler=settings.sampler
     )
-    vector = module.steering_vector()
-    parameters = [p for p in module.policy.parameters() if p.requires_grad]
+    adapter = cast(WeightAdapter | None, module.policy.adapter)
+    vector = module.steering_vector() if adapter is None else None
+    parameters = [p for _, group in trained_parameters(module.policy) for p in group]
     seconds = module.seconds_per_step
     trained = {
         "train_seed": settings.seed,
@@ -81,6 +88,7 @@ def final_report(
         "trainable_params": sum(p.numel() for p in parameters),
         "optimizer_bytes": sum(2 * p.numel() * p.element_size() for p in parameters),  # AdamW: two moments
         "seconds_per_step": median(seconds) if seconds else None,
+        "kept_aside_bytes": adapter.kept_aside_bytes() if adapter is not None else 0,
     }
     openings: list[Opening] = []
     arms = []
@@ -88,8 +96,12 @@ def final_report(
         if name == "base":
             arms.append(Arm("base"))
         elif name == "steered":
-            arms.append(Arm("steered", vector, facts=trained))
+            model = None if adapter is None else module.policy
+            arms.append(Arm("steered", vector, facts=trained, model=model))
         elif name == "random":
+            if vector is None:
+                log.warning("No random row: %s is no vector.", module.intervention_name)
+                continue
             arms.append(Arm("random", vector.random_like(config.seed)))
         else:
             validation = data.examples("validation")
@@ -99,12 +111,14 @@ def final_report(
                 continue
             arms.append(Arm(f"prefix {openings[0].text!r}", assistant_prefix=openings[0].text))
     evaluation = evaluate(
-        loaded, arms, data.examples("test"), protocol, module.prompt, data.set_name, progress, module.judge
+        loaded, arms, data.examples(config.split), protocol, module.prompt, data.split_name(config.split), progress, module.judge
     )
     extra: dict[str, Any] = {
         "steps": module.last_step,
-        "vector_norms": vector.norms(),
+        "intervention": module.intervention_name,
+        "vector_norms": vector.norms() if vector is not None else {},
         "openings": [{"text": o.text, "probability": o.probability, "accuracy": o.accuracy} for o in openings],
     }
-    path = write_results(run_dir, evaluation, loaded.name, str(run_dir / "vector"), settings.seed, command, extra)
+    place = str(run_dir / (adapter.folder if adapter is not None else "vector"))
+    path = write_results(run_dir, evaluation, loaded.name, place, settings.seed, command, extra)
     return Report(evaluation, openings, path)

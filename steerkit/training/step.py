@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from steerkit.errors import SteerkitError, TrainingError
-from steerkit.rollouts import Branches, completion_log_probs, micro_batches
+from steerkit.errors import TrainingError
+from steerkit.models.caching import has_running_state
+from steerkit.rollouts import Branches, completion_log_probs, completion_log_probs_and_entropies, micro_batches
 from steerkit.types import RolloutGroup
 
 if TYPE_CHECKING:
@@ -53,23 +54,24 @@ def accumulate_gradients(
 
     Raises:
         TrainingError: if the loss is not finite; the parameters are untouched.
-        SteerkitError: if the objective asks for what this trainer doesn't compute.
     """
-    if objective.needs_entropy:
-        raise SteerkitError(f"{type(objective).__name__} needs token entropies, which this trainer doesn't compute.")
-    # A group of equal rewards has no advantage and hence no gradient, unless a KL term pulls on every token.
+    # A group of equal rewards has no advantage and hence no gradient, unless a KL or an entropy term pulls on every
+    # token.
+    all_rows = objective.needs_reference or objective.needs_entropy
     chosen = [
-        [k for k in range(len(group.rollouts)) if objective.needs_reference or advantages[g, k] != 0]
-        for g, group in enumerate(groups)
+        [k for k in range(len(group.rollouts)) if all_rows or advantages[g, k] != 0] for g, group in enumerate(groups)
     ]
     kept = [g for g, picks in enumerate(chosen) if picks]
-    branches = [Branches(groups[g].prompt_ids, [groups[g].rollouts[k].token_ids for k in chosen[g]]) for g in kept]
+    branches = [Branches.of(groups[g], chosen[g]) for g in kept]
     total, gap = 0.0, 0.0
-    for batch in micro_batches(branches, micro_batch_tokens):
-        part = [Branches(branches[i].prompt, [branches[i].completions[k] for k in picks]) for i, picks in batch]
+    for batch in micro_batches(branches, micro_batch_tokens, not has_running_state(model.base)):
+        part = [branches[i].pick(picks) for i, picks in batch]
         picked = [(kept[i], chosen[kept[i]][k]) for i, picks in batch for k in picks]
-        log_probs = completion_log_probs(model, part, pad_id, temperature)
-        reference = None
+        entropies = reference = None
+        if objective.needs_entropy:
+            log_probs, entropies = completion_log_probs_and_entropies(model, part, pad_id, temperature)
+        else:
+            log_probs = completion_log_probs(model, part, pad_id, temperature)
         if objective.needs_reference:
             with torch.no_grad(), model.disabled():
                 reference = completion_log_probs(model, part, pad_id, temperature)
@@ -77,7 +79,7 @@ def accumulate_gradients(
         lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
         weights = torch.stack([advantages[g, k] for g, k in picked])
         per_token = weights.repeat_interleave(lengths).to(log_probs.device)
-        loss = objective.loss(log_probs, per_token, n_tokens, ref_logprobs=reference)
+        loss = objective.loss(log_probs, per_token, n_tokens, ref_logprobs=reference, entropies=entropies)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(

@@ -6,7 +6,7 @@ import torch
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.models import SteeredModel
-from steerkit.rollouts import Branches, completion_log_probs, micro_batches
+from steerkit.rollouts import Branches, completion_log_probs, completion_log_probs_and_entropies, micro_batches
 from steerkit.testing import FAMILIES, randomize, tiny_model
 
 GROUPS = [
@@ -43,6 +43,21 @@ def test_value_and_gradient_equal_separate_full_passes(family, layers):
     for a, b in zip(got, want, strict=True):
         assert b.abs().max() > 0.01
         assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_entropies_are_those_of_the_predicting_positions():
+    built = Static.build([HookPoint(1)], 32)
+    randomize(built[HookPoint(1)], 0, std=0.5)
+    model = SteeredModel(tiny_model("qwen2"), built)
+    log_probs, entropies = completion_log_probs_and_entropies(model, GROUPS, 0, 0.7)
+    assert torch.equal(log_probs, completion_log_probs(model, GROUPS, 0, 0.7))
+    expected = []
+    for group in GROUPS:
+        for completion in group.completions:
+            ids = torch.tensor([[*group.prompt, *completion]])
+            logits = model(ids).logits[0, len(group.prompt) - 1 : -1].float() / 0.7
+            expected.append(torch.distributions.Categorical(logits=logits).entropy())
+    assert torch.allclose(entropies, torch.cat(expected), atol=1e-4)
 
 
 def test_single_token_completions_need_no_second_pass():

@@ -7,14 +7,14 @@ import pytest
 import torch
 from helpers import prompts, tokenizer
 
-from steerkit.errors import SteerkitError, TrainingError
+from steerkit.errors import TrainingError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.models import SteeredModel
-from steerkit.objectives import RLOO, leave_one_out_advantages
+from steerkit.objectives import RLOO, Entropy, leave_one_out_advantages
 from steerkit.rollouts import SamplingParams
 from steerkit.rollouts.transformers_sampler import TransformersSampler
-from steerkit.testing import tiny_model
+from steerkit.testing import randomize, tiny_model
 from steerkit.training.step import accumulate_gradients, clip_gradients
 
 TEMPERATURE = 0.7
@@ -145,9 +145,49 @@ def test_clipping_and_missing_gradients():
     assert a.grad.norm() == pytest.approx(5.0)
 
 
-def test_an_objective_that_needs_entropies_is_refused(setting):
-    class Greedy(RLOO):
+def reference_entropy_loss(base, groups):
+    """Mean token entropy through the full logits, one rollout at a time, by the definition -sum p log p."""
+    total, n_tokens = torch.zeros(()), 0
+    for group in groups:
+        for rollout in group.rollouts:
+            ids = torch.tensor([[*group.prompt_ids, *rollout.token_ids]])
+            first = len(group.prompt_ids) - 1
+            log_probs = torch.log_softmax(base(ids).logits[0, first:-1] / TEMPERATURE, -1)
+            assert len(log_probs) == len(rollout.token_ids)
+            total = total - (log_probs.exp() * log_probs).sum()
+            n_tokens += len(rollout.token_ids)
+    return total / n_tokens
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [10_000, 40])
+def test_entropy_objective_equals_autograd_of_the_full_logits(setting, micro_batch_tokens):
+    _, model, groups = setting
+    for seed, item in enumerate(model.interventions.values()):
+        randomize(item, seed, std=0.3)
+    try:
+        stats, gradients = steerkit_gradients(setting, micro_batch_tokens, Entropy())
+        vectors = [item.vector for item in model.interventions.values()]
+        loss = reference_entropy_loss(model, groups)
+        expected = torch.autograd.grad(loss, vectors)
+    finally:
+        for item in model.interventions.values():
+            item.vector.data.zero_()
+    assert stats.trained_rows == 12  # the group of equal rewards is trained, too
+    assert stats.loss == pytest.approx(float(loss.detach()), abs=1e-5)
+    for got, want in zip(gradients, expected, strict=True):
+        assert want.abs().max() > 1e-3
+        assert torch.allclose(got, want, atol=1e-5)
+
+
+def test_an_objective_may_use_entropies_beside_advantages(setting):
+    class Bonus(RLOO):
         needs_entropy = True
 
-    with pytest.raises(SteerkitError, match="entropies"):
-        steerkit_gradients(setting, objective=Greedy())
+        def loss(self, logprobs, advantages, n_tokens, ref_logprobs=None, entropies=None):
+            return super().loss(logprobs, advantages, n_tokens) + 0.3 * entropies.sum() / n_tokens
+
+    stats, both = steerkit_gradients(setting, objective=Bonus())
+    assert stats.trained_rows == 12
+    plain, entropy = steerkit_gradients(setting)[1], steerkit_gradients(setting, objective=Entropy())[1]
+    for a, b, c in zip(both, plain, entropy, strict=True):
+        assert torch.allclose(a, b + 0.3 * c, atol=1e-6)
