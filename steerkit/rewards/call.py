@@ -15,11 +15,26 @@ from steerkit.errors import SteerkitError
 RewardFunction = Callable[..., Any]
 
 
+Message = dict[str, str]
+"""``{"role": ..., "content": ...}``"""
+
+_LOGGERS: dict[str, Callable[..., None]] = {
+    "log_extra": lambda column, values: None,
+    "log_metric": lambda name, value: None,
+}
+"""What TRL's trainer hands over to log with; steerkit logs each reward by itself."""
+
+
+def as_messages(texts: Sequence[str], role: str) -> list[list[Message]]:
+    """TRL's conversational format: each text as a conversation of one message."""
+    return [[{"role": role, "content": text}] for text in texts]
+
+
 def call_reward(
     name: str,
     reward: RewardFunction,
-    prompts: list[str],
-    completions: list[str],
+    prompts: Sequence[str] | Sequence[list[Message]],
+    completions: Sequence[str] | Sequence[list[Message]],
     completion_ids: list[list[int]],
     columns: Mapping[str, Sequence[Any]],
 ) -> list[float | None]:
@@ -51,6 +66,7 @@ def _accepted(name: str, reward: RewardFunction, arguments: dict[str, Any]) -> d
     needed = [
         p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
+    arguments = {**{key: log for key, log in _LOGGERS.items() if key in needed}, **arguments}
     missing = [parameter for parameter in needed if parameter not in arguments]
     if missing:
         raise SteerkitError(

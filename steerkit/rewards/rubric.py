@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from steerkit import registry
 from steerkit.errors import SteerkitError
-from steerkit.rewards.call import RewardFunction, call_reward
+from steerkit.rewards.call import RewardFunction, as_messages, call_reward
 from steerkit.types import RolloutGroup, Verdict
 
 
@@ -35,6 +37,7 @@ class _Entry:
     name: str
     weight: float
     reward: RewardFunction
+    conversational: bool = False
 
 
 class Rubric:
@@ -48,7 +51,8 @@ class Rubric:
         rewards: ``{name: weight}``, or a list of names, of ``{name: ..., weight: 1, label: ..., **settings}`` and
             of functions. A name is a plugin's, ``package.module:f`` or ``file.py:f``; a class is made with the
             settings, a function (sync or async, TRL's signature) is used as it is. ``label`` is the name in
-            metrics, by default the part behind the last colon.
+            metrics, by default the part behind the last colon. ``conversational: true`` hands prompts and completions
+            over as lists of messages (TRL's conversational format), the prompt being the problem.
 
     Raises:
         SteerkitError: no rewards, two of one label, settings for a plain function, or a weight that is no number.
@@ -110,7 +114,10 @@ class Rubric:
         breakdown: dict[str, torch.Tensor] = {}
         verdicts: list[Verdict] | None = None
         for entry in self._entries:
-            values = call_reward(entry.name, entry.reward, prompts, completions, ids, columns)
+            spoken: tuple[Any, Any] = (prompts, completions)
+            if entry.conversational:
+                spoken = as_messages(columns["problem"], "user"), as_messages(completions, "assistant")
+            values = call_reward(entry.name, entry.reward, *spoken, ids, columns)
             own = torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
             breakdown[entry.name] = own.reshape(shape)
             said: list[Verdict] | None = getattr(entry.reward, "last_verdicts", None)
@@ -126,6 +133,34 @@ class Rubric:
         total[~valid] = math.nan
         nested = None if verdicts is None else [verdicts[g * shape[1] : (g + 1) * shape[1]] for g in range(shape[0])]
         return RubricScores(total.reshape(shape), breakdown, valid.reshape(shape), nested)
+
+    def record_faults(self, path: str | Path) -> None:
+        """Keep the pairs that a verifier fails on in ``path``; a second verifier's in ``faults.LABEL.jsonl``."""
+        target = Path(path)
+        for index, entry in enumerate(entry for entry in self._entries if hasattr(entry.reward, "faults")):
+            name = target.name if index == 0 else f"{target.stem}.{entry.name}{target.suffix}"
+            entry.reward.faults.path = target.with_name(name)  # type: ignore[attr-defined]
+
+    @property
+    def fault_counts(self) -> Counter[str]:
+        """Faults by cause over the whole life, of all verifiers."""
+        total: Counter[str] = Counter()
+        for entry in self._entries:
+            total.update(getattr(entry.reward, "fault_counts", {}))
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Label -> state of the rewards that have one (``state_dict`` and ``load_state_dict``, as modules do): what a
+        resumed run must know. It goes into checkpoints, so it must be made of numbers, texts, lists, dicts and tensors.
+        """
+        found = {entry.name: getattr(entry.reward, "state_dict", None) for entry in self._entries}
+        return {name: function() for name, function in found.items() if function is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Hands each reward its state; rewards that are not in it keep theirs."""
+        for entry in self._entries:
+            if entry.name in state and hasattr(entry.reward, "load_state_dict"):
+                entry.reward.load_state_dict(state[entry.name])
 
     def warm(self) -> None:
         """Starts what the rewards need (worker processes) without waiting."""
@@ -153,6 +188,9 @@ def _entry(item: str | Mapping[str, Any] | Callable[..., Any]) -> _Entry:
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise SteerkitError(f"The weight of reward '{name}' must be a finite number, got {weight!r}.")
     label = str(settings.pop("label", name.rsplit(":", 1)[-1]))
+    conversational = settings.pop("conversational", False)
+    if not isinstance(conversational, bool):
+        raise SteerkitError(f"'conversational' of reward '{name}' must be true or false, got {conversational!r}.")
     found = registry.resolve("rewards", name)
     if inspect.isclass(found):
         reward: Any = registry.build("rewards", {"name": name, **settings})
@@ -162,7 +200,7 @@ def _entry(item: str | Mapping[str, Any] | Callable[..., Any]) -> _Entry:
         reward = found
     if not callable(reward):
         raise SteerkitError(f"Reward '{name}' is a {type(reward).__name__}, which can't be called.")
-    return _Entry(label, float(weight), reward)
+    return _Entry(label, float(weight), reward, conversational)
 
 
 def _columns(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:

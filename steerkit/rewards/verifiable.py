@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from steerkit import registry
 from steerkit.errors import SteerkitError
 from steerkit.rewards.base import Reward
+from steerkit.rewards.faults import FaultLog
 from steerkit.types import Verdict
-from steerkit.verifiers import Verifier
+from steerkit.verifiers import Verifier, fault_cause
 
 OnFault = Literal["drop", "wrong"]
 
@@ -24,8 +26,10 @@ class Verifiable(Reward):
         wrong: reward of a wrong one.
         on_fault: ``drop``: a completion that the verifier failed on has no reward (None) and leaves its group;
             ``wrong``: it gets ``wrong``, which punishes answers built to hang the verifier.
+        replay_file: the latest faults are written here after each call that met one.
 
-    ``last_verdicts`` are the verdicts behind the last call; ``counts`` sums their reasons over the whole life.
+    ``last_verdicts`` are the verdicts behind the last call. Over the whole life: ``counts`` sums the reasons of all
+    verdicts, ``fault_counts`` the causes of the faults, and ``faults`` keeps the pairs behind the latest of them.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class Verifiable(Reward):
         correct: float = 1.0,
         wrong: float = -1.0,
         on_fault: OnFault = "drop",
+        replay_file: str | Path | None = None,
     ) -> None:
         if on_fault not in get_args(OnFault):
             raise SteerkitError(f"on_fault must be 'drop' or 'wrong', got {on_fault!r}.")
@@ -41,6 +46,9 @@ class Verifiable(Reward):
         self.correct, self.wrong, self.on_fault = correct, wrong, on_fault
         self.last_verdicts: list[Verdict] = []
         self.counts: Counter[str] = Counter()
+        self.fault_counts: Counter[str] = Counter()
+        self.faults = FaultLog(_spec(verifier))
+        self.faults.path = None if replay_file is None else Path(replay_file)
 
     def verdicts(
         self, completions: Sequence[str], answers: Sequence[str], finish_reasons: Sequence[str] | None = None
@@ -64,7 +72,16 @@ class Verifiable(Reward):
         for index, verdict in zip(complete, judged, strict=True):
             verdicts[index] = verdict
         self.counts.update(verdict.reason for verdict in verdicts)
+        self._note_faults(completions, answers, verdicts)
         return verdicts
+
+    def _note_faults(self, completions: Sequence[str], answers: Sequence[str], verdicts: Sequence[Verdict]) -> None:
+        found = [index for index, verdict in enumerate(verdicts) if verdict.status == "fault"]
+        for index in found:
+            self.faults.add(answers[index], completions[index], verdicts[index].reason)
+        self.fault_counts.update(fault_cause(verdicts[index].reason) for index in found)
+        if found:
+            self.faults.write()
 
     def __call__(
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
@@ -86,3 +103,8 @@ class Verifiable(Reward):
     def close(self) -> None:
         if hasattr(self.verifier, "close"):
             self.verifier.close()
+
+
+def _spec(verifier: str | Mapping[str, Any] | Verifier) -> Any:
+    """What a replay needs to build the verifier again; None for an object, whose settings nobody knows."""
+    return dict(verifier) if isinstance(verifier, Mapping) else None if isinstance(verifier, Verifier) else verifier

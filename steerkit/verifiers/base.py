@@ -12,6 +12,9 @@ from steerkit.types import Verdict
 
 V = TypeVar("V", bound="Verifier")
 
+FAULT_CAUSES = ("timeout", "crash", "memory", "error", "gold_unparsable")
+"""Why a verifier may fail; a plugin's own reasons count as ``error``."""
+
 EXTRACTED_CHARS = 500
 """A verdict keeps at most this many characters of the answer: it is written to result files."""
 
@@ -40,6 +43,9 @@ class Verifier(ABC):
     def warm(self) -> None:  # noqa: B027 - most verifiers have nothing to start
         """Starts whatever is slow to start and returns at once, so that sampling hides the cost."""
 
+    def wait(self) -> None:  # noqa: B027 - most verifiers have nothing to start
+        """Blocks until what ``warm`` started can answer; only who measures the rate needs it."""
+
     def close(self) -> None:  # noqa: B027 - most verifiers hold nothing
         """Releases processes and the like; the verifier may be used again afterwards."""
 
@@ -50,6 +56,12 @@ class Verifier(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def fault_cause(reason: str) -> str:
+    """The counter that a fault's reason belongs to: one of ``FAULT_CAUSES``."""
+    cause = reason.partition(":")[0]
+    return cause if cause in FAULT_CAUSES else "error"
 
 
 def check_lengths(completions: Sequence[str], answers: Sequence[str]) -> None:

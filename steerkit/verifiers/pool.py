@@ -64,7 +64,7 @@ class WorkerPool:
 
     def _reset(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._lock, self._waiting = threading.Lock(), threading.Lock()
         self._owner = os.getpid()
         self._slots = [Worker(self.function, self.memory_mb) for _ in range(self.workers)]
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
@@ -93,6 +93,23 @@ class WorkerPool:
         self._claim()
         for slot in self._slots:
             slot.start()
+
+    def wait(self) -> None:
+        """Starts the workers and blocks until all of them can answer.
+
+        Raises:
+            SteerkitError: the function can't be imported.
+        """
+        self.warm()
+        held: list[Worker] = []
+        with self._waiting:  # two that each hold half of the slots would wait for each other
+            try:
+                for _ in self._slots:
+                    held.append(self._idle.get())  # no other thread talks to a slot that is not idle
+                    held[-1].wait_ready(self.startup_timeout)
+            finally:
+                for slot in held:
+                    self._idle.put(slot)
 
     def map(self, requests: Sequence[tuple[str, str]]) -> list[Answer]:
         """Answers in the order of ``requests``. Callable from several threads: they share the workers."""

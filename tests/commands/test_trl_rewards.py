@@ -86,6 +86,17 @@ def wants_state(completions, trainer_state, **kwargs):
 
 def conversational(completions, **kwargs):
     return [float(len(completion[0]["content"])) for completion in completions]
+
+
+def roles(prompts, completions, **kwargs):
+    ask, answer = {"role": "user", "content": "What?"}, "assistant"
+    return [float(p == [ask] and c[0]["role"] == answer) for p, c in zip(prompts, completions)]
+
+
+def must_log(completions, log_extra, log_metric, **kwargs):
+    log_extra("lengths", [len(completion) for completion in completions])
+    log_metric("longest", max(map(len, completions)))
+    return [0.5] * len(completions)
 '''
 
 ROLLOUTS = ((r"so \boxed{5}", (7, 8, 9)), ("", (1,)), ("5", (4, 4, 4, 1)))
@@ -159,6 +170,18 @@ def test_objects_and_partials_in_python(file: str) -> None:
     assert score(functools.partial(trl_style.letter_length)) == EXPECTED["partial"]
 
 
+def test_conversational_format(file: str) -> None:
+    """`trl.rewards.accuracy_reward` and `think_format_reward` read completions like this."""
+    assert score({"name": f"{file}:conversational", "conversational": True}) == [[12, 0, 1]] * 2
+    assert score({"name": f"{file}:roles", "conversational": True}) == [[1, 1, 1]] * 2
+    with pytest.raises(SteerkitError, match="must be true or false, got 'yes'"):
+        Rubric([{"name": f"{file}:conversational", "conversational": "yes"}])
+
+
+def test_functions_to_log_with_may_be_required(file: str) -> None:
+    assert score(f"{file}:must_log") == [[0.5] * 3] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "lesson"),
     [
@@ -167,6 +190,6 @@ def test_objects_and_partials_in_python(file: str) -> None:
     ],
 )
 def test_what_is_not_supported_is_named(file: str, name: str, lesson: str) -> None:
-    """docs/plugins.md lists these two."""
+    """The second for want of `conversational: true`."""
     with pytest.raises(SteerkitError, match=lesson):
         score(f"{file}:{name}")
