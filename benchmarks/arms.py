@@ -3,14 +3,14 @@
     python benchmarks/arms.py --out runs/arms              # choose on validation, 3 seeds each, test once, table
     python benchmarks/arms.py --out runs/arms --only static_all lora_r16
 
-1. choose: seed 0, each learning rate of the arm's grid, accuracy at temperature 1 on 128 validation problems x 2 samples.
-   While the best value is at an end of the grid, the grid goes on by one value on that side (twice at most), so that no arm is
-   a straw man.
+1. choose: seed 0, each learning rate of the arm's grid, accuracy at temperature 1 on 128 validation problems x 2
+   samples. While the best value is at an end of the grid, the grid goes on by one value on that side (twice at most),
+   so that no arm is a straw man.
 2. final: seeds 0, 1, 2 at the chosen rate, measured once on a fresh draw of test problems that no choice has seen.
 3. table: mean over seeds; 95 % interval by bootstrap over problems (of the seeds' mean), and each seed's value.
 
-Each run is a `steerkit fit` of its own. What is finished lies in benchmarks/results/arms and is not done again: remove that folder
-to measure anew, or go on with what is missing.
+Each run is a `steerkit fit` of its own. What is finished lies in benchmarks/results/arms and is not done again:
+remove that folder to measure anew, or go on with what is missing.
 """
 
 from __future__ import annotations
@@ -47,15 +47,21 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {
-    "static_all": Arm({}, (0.1, 0.3, 1.0), "static, all layers", last=7.0, rows=("base", "steered", "random", "prefix")),
+    "static_all": Arm(
+        {}, (0.1, 0.3, 1.0), "static, all layers", last=7.0, rows=("base", "steered", "random", "prefix")
+    ),
     "static_middle": Arm({"layers": 3}, (0.3, 1.0, 3.0), "static, layer 3"),
     "static_last": Arm({"layers": -1}, (2.0, 6.0, 20.0), "static, last layer"),
     "tokenwise": Arm({"intervention": "tokenwise"}, (0.03, 0.1, 0.3), "token-wise scaled, all layers"),
     "gated": Arm({"intervention": "gated"}, (0.3, 1.0, 3.0), "gated (sigmoid), all layers", last=7.0),
     "projected": Arm({"intervention": {"name": "projected", "rank": 13}}, (0.3, 1.0, 3.0), "projected, 13 numbers"),
-    "lowrank": Arm({"intervention": {"name": "lowrank", "rank": 2}}, (0.1, 0.3, 1.0), "low rank 2, all layers", last=7.0),
+    "lowrank": Arm(
+        {"intervention": {"name": "lowrank", "rank": 2}}, (0.1, 0.3, 1.0), "low rank 2, all layers", last=7.0
+    ),
     "lora_r1": Arm({"intervention": {"name": "lora", "rank": 1}}, (0.01, 0.03, 0.1), "LoRA r = 1, all linear maps"),
-    "lora_r16": Arm({"intervention": {"name": "lora", "rank": 16}}, (0.001, 0.003, 0.01), "LoRA r = 16, all linear maps"),
+    "lora_r16": Arm(
+        {"intervention": {"name": "lora", "rank": 16}}, (0.001, 0.003, 0.01), "LoRA r = 16, all linear maps"
+    ),
     "full": Arm({"intervention": "full"}, (1e-4, 3e-4, 1e-3), "full fine-tuning"),
     "entropy": Arm({"objective": "entropy"}, (0.03, 0.1, 0.3), "static, all layers, entropy only", last=7.0),
 }
@@ -65,14 +71,23 @@ FINAL_ONLY: dict[str, tuple[str, Arm]] = {
     "format_reward": ("static_all", Arm({"rewards": "format"}, (), "static, all layers, format reward", last=7.0)),
     "last_first": (
         "static_last",
-        Arm({"layers": -1, "token_mask": "first_generated"}, (), "static, last layer, first generated token only", seeds=(0,)),
+        Arm(
+            {"layers": -1, "token_mask": "first_generated"},
+            (),
+            "static, last layer, first generated token only",
+            seeds=(0,),
+        ),
     ),
     "last_rest": (
         "static_last",
-        Arm({"layers": -1, "token_mask": "not_first_generated"}, (), "static, last layer, all but the first", seeds=(0,)),
+        Arm(
+            {"layers": -1, "token_mask": "not_first_generated"}, (), "static, last layer, all but the first", seeds=(0,)
+        ),
     ),
 }
-"""Arms that take the rate chosen for another: on this model `bias` is static_all; a control has no validation gain to choose by."""
+"""Arms that take the rate chosen for another: on this model `bias` is static_all; a control has no validation gain to
+choose by.
+"""
 
 
 def fit(out: Path, kind: str, label: str, arm: Arm, lr: float, seed: int) -> dict[str, Any]:
@@ -91,7 +106,9 @@ def fit(out: Path, kind: str, label: str, arm: Arm, lr: float, seed: int) -> dic
         run.mkdir(parents=True, exist_ok=True)
         log = run.with_suffix(".log")
         with open(log, "w") as file:
-            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            done = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            )
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed: see {log}")
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +118,9 @@ def fit(out: Path, kind: str, label: str, arm: Arm, lr: float, seed: int) -> dic
 
 
 def summary(run: Path) -> dict[str, Any]:
-    """Rows of results.json, and for each arm and temperature the number of right samples of each problem, by problem id."""
+    """Rows of results.json, and for each arm and temperature the number of right samples of each problem, by problem
+    id.
+    """
     from pyarrow import parquet
 
     results = json.loads((run / "results.json").read_text())

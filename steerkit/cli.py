@@ -13,29 +13,48 @@ VERBS = {
     "test": ("steerkit.commands.train", "accuracy on the test split"),
     "predict": ("steerkit.commands.train", "write sampled completions of the test split"),
     "evaluate": ("steerkit.commands.evaluate", "accuracy of a model and its vectors, with intervals"),
+    "compare": ("steerkit.commands.compare", "paired difference of two evaluations, and the samples that flipped"),
+    "extract": ("steerkit.commands.extract", "contrastive mean difference: a vector without training, for comparison"),
+    "export": ("steerkit.commands.export", "a vector for another engine: folded checkpoint, gguf, peft"),
+    "verify": ("steerkit.commands.verify", "judge answers from a file: verdicts, agreement, faults, rate"),
     "chat": ("steerkit.commands.chat", "base and steered answers side by side"),
+    "doctor": ("steerkit.commands.doctor", "examine a model: padding, cache, steering, gradients, memory"),
     "plugins": ("steerkit.commands.plugins", "list what is installed"),
 }
 """verb -> (module with ``run(verb, arguments) -> exit code``, help line)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``steerkit`` and return its exit code: 0 fine, 2 bad input, 130 interrupted."""
+    """Run ``steerkit`` and return its exit code: 0 fine, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    # For every verb, and here only: no config file can set them.
+    debug, allow_code = "--debug" in arguments, "--allow_code" in arguments
+    arguments = [argument for argument in arguments if argument not in ("--debug", "--allow_code")]
     verb = arguments[0] if arguments else "--help"
     if verb not in VERBS:
         return _top(arguments or ["--help"])
-    from steerkit.errors import SteerkitError
+    from steerkit.errors import SteerkitError, Stopped
+    from steerkit.registry import code_named_by
+    from steerkit.runtime import set_debug
 
+    set_debug(debug)
     try:
-        return int(import_module(VERBS[verb][0]).run(verb, arguments[1:]))
+        with code_named_by(arguments[1:], allow_code):
+            if any(argument.partition("=")[0] in ("--config", "-c") for argument in arguments):
+                from steerkit.commands.trust import check_configs
+
+                check_configs(arguments[1:], allow_code)
+            return int(import_module(VERBS[verb][0]).run(verb, arguments[1:]))
     except SteerkitError as error:
         if debug:
             raise
         print(f"steerkit {verb}: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        if debug:
+            raise
+        print(f"steerkit {verb}: {stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         if debug:
             raise
@@ -48,7 +67,8 @@ def _top(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="steerkit",
         description="Train, measure and understand reinforcement-learned steering vectors.",
-        epilog=f"verbs:\n{lines}\n\n'steerkit VERB --help' shows a verb's options; --debug shows tracebacks.",
+        epilog=f"verbs:\n{lines}\n\n'steerkit VERB --help' shows a verb's options; --debug shows tracebacks; "
+        "--allow_code runs code that a file names (file.py:Name, class_path).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="steerkit VERB [options]",
     )

@@ -29,3 +29,30 @@ class VectorError(SteerkitError):
 
 class TrainingError(SteerkitError):
     """Training can't go on (NaN loss); what was learned before is kept."""
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end.
+
+    Not an ``Exception``: no plugin's ``except Exception`` may swallow it, and Lightning's handling of
+    ``KeyboardInterrupt`` would end the process before anything is said.
+    """
+
+    def __init__(self, signum: int, text: str = "") -> None:
+        """
+        Args:
+            signum: 2 is Ctrl-C, 15 SIGTERM.
+            text: what was saved and how to go on; the command line prints it.
+        """
+        self.signum = int(signum)
+        super().__init__(text or self.cause)
+
+    @property
+    def cause(self) -> str:
+        """``Ctrl-C`` or ``SIGTERM``."""
+        return {2: "Ctrl-C", 15: "SIGTERM"}.get(self.signum, f"signal {self.signum}")
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells have it: 130, 143."""
+        return 128 + self.signum

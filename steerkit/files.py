@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,29 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide a result from the user's group
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         raise SteerkitError(f"Can't write {target}: {error.strerror or error}.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name must outlive a power cut, too; where folders can't be opened (Windows) that is up to the system."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Delete what a killed process left half-written below ``folder``: the temporary files of ``atomic_path``."""
+    for path in Path(folder).rglob(".*.tmp"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -13,7 +13,8 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import reduce
@@ -34,6 +35,56 @@ KINDS = (
     "exporters",
 )
 """The plugin kinds; the entry-point group of a kind is ``steerkit.<kind>``."""
+
+
+_typed: tuple[str, ...] | None = None
+_trusted = False
+
+
+@contextmanager
+def code_named_by(words: Sequence[str], trusted: bool = False) -> Iterator[None]:
+    """While it is open, ``resolve`` imports no code that one of these words does not name: the rest of what it is
+    given comes from files (configs, vectors, results), and a stranger's file must not choose what is run.
+
+    Installed plugins are always found by their names. Outside such a block everything is resolved: there a program
+    calls, which could import the code itself.
+
+    Args:
+        words: the command line.
+        trusted: the user said that the files are to be trusted (``--allow_code``).
+    """
+    global _typed, _trusted
+    before = _typed, _trusted
+    _typed, _trusted = tuple(words), trusted
+    try:
+        yield
+    finally:
+        _typed, _trusted = before
+
+
+def trusted() -> bool:
+    """Whether the user said ``--allow_code``."""
+    return _trusted
+
+
+def may_import(spec: str, from_file: bool = False) -> bool:
+    """Whether ``package.module:Name`` or ``file.py:Name`` may be imported (see ``code_named_by``).
+
+    Args:
+        from_file: ``spec`` is known to stand in a file; outside of ``code_named_by`` that alone says no.
+    """
+    if _typed is None:
+        return not from_file
+    return _trusted or any(spec in word for word in _typed)
+
+
+def refuse_code(spec: str, place: str) -> PluginError:
+    """The error for code that may not be imported.
+
+    Args:
+        place: what names it, e.g. ``a file``.
+    """
+    return PluginError(f"{place} names code to run, {spec!r}: if you trust it, repeat the command with --allow_code.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +152,8 @@ def resolve(kind: str, spec: str) -> Any:
         spec: a plugin's name, ``package.module:Name`` or ``path/to/file.py:Name`` (relative to the working directory).
 
     Raises:
-        PluginError: if it is missing, ambiguous, unparsable, or fails to import.
+        PluginError: if it is missing, ambiguous, unparsable, fails to import, or may not be imported
+            (``code_named_by``).
     """
     group = group_of(kind)
     if not isinstance(spec, str) or not spec.strip():
@@ -112,6 +164,8 @@ def resolve(kind: str, spec: str) -> Any:
     if named:
         return _load(_only(kind, spec, named))
     if ":" in spec:
+        if not may_import(spec):
+            raise refuse_code(spec, "A file")
         place, _, name = spec.rpartition(":")  # the last colon: a Windows path has one of its own
         if place.endswith(".py"):
             return _attribute(_import_file(place, spec), name, spec)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+_debug = False
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -26,3 +28,14 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 * 2**20))
     return all(mallopt(key, value) == 1 for key, value in settings)
+
+
+def set_debug(on: bool) -> None:
+    """``--debug``: let every error through, with its traceback."""
+    global _debug
+    _debug = on
+
+
+def debugging() -> bool:
+    """Whether ``--debug`` was given."""
+    return _debug

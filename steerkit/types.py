@@ -39,8 +39,8 @@ class Rollout:
     text: str
     """The completion decoded without special tokens."""
     stream: Any = field(default=None, compare=False, repr=False)
-    """[T - 1, D] tensor or None: the residual stream at the tokens but the last, as it leaves the block that the sampler was
-    asked to keep (``SamplingParams.keep_layer``), before that block's steering."""
+    """[T - 1, D] tensor or None: the residual stream at the tokens but the last, as it leaves the block that the
+    sampler was asked to keep (``SamplingParams.keep_layer``), before that block's steering."""
 
 
 @dataclass(frozen=True, slots=True)

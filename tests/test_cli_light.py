@@ -8,7 +8,7 @@ import sys
 import pytest
 
 HEAVY = ("torch", "transformers", "lightning", "nnsight", "datasets", "numpy")
-SUBCOMMANDS = ("fit", "validate", "test", "predict", "evaluate", "chat", "plugins")
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "evaluate", "extract", "chat", "doctor", "plugins")
 CALL = f"""
 import sys
 from steerkit.cli import main

@@ -39,7 +39,9 @@ def test_the_first_generated_token_and_all_but_it_are_a_partition():
     assert [a != b for a, b in zip(first.prompt_positions(5), rest.prompt_positions(5), strict=True)] == [True] * 5
     assert first.generated != rest.generated
     prompt, generated = TokenMask("prompt"), TokenMask("generated")
-    assert [a != b for a, b in zip(prompt.prompt_positions(5), generated.prompt_positions(5), strict=True)] == [True] * 5
+    assert [a != b for a, b in zip(prompt.prompt_positions(5), generated.prompt_positions(5), strict=True)] == [
+        True
+    ] * 5
     assert prompt.generated != generated.generated
 
 

@@ -1,4 +1,6 @@
-"""Vector algebra: what the sum does to a model's logits, hand-computed norms and angles, refusals; files of version 1."""
+"""Vector algebra: what the sum does to a model's logits, hand-computed norms and angles, refusals; files of version
+1.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def test_files_give_every_kind_back(kind, tmp_path):
     base = tiny_model("llama")
     steered = again.steer(base)
     assert steered.token_mask.spec == "generated"
-    assert torch.equal(steered(IDS).logits, SteeredModel(base, vector.to_interventions(), None, "generated")(IDS).logits)
+    assert torch.equal(
+        steered(IDS).logits, SteeredModel(base, vector.to_interventions(), None, "generated")(IDS).logits
+    )
 
 
 @pytest.mark.parametrize("kind", ["static", "projected", "lowrank", "bias"])

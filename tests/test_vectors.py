@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from steerkit import registry, vectors
+from steerkit import vectors
 from steerkit.errors import VectorError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from steerkit import registry
 from steerkit.errors import ModelError
+from steerkit.models.caching import require_cache, verify_cache, verify_padding
 from steerkit.models.layout import FAMILIES, Layout, find_layout, text_config, verify_layout
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -60,9 +61,28 @@ def load_model(
         allow_pickle: also read ``.bin`` checkpoints, which can run code when opened.
 
     Raises:
-        ModelError: if there is no such model, its files are damaged, its layout is unknown, or it can't be padded.
+        ModelError: if there is no such model, its files are damaged, its layout is unknown, it can't be padded, or
+            nothing can be sampled from it.
         PluginError: if the plugin itself fails.
     """
+    base, tokenizer = load_checkpoint(spec, dtype, device, trust_remote_code, allow_pickle)
+    require_cache(base)
+    found = find_layout(base, layout)
+    if layout is not None or base.config.model_type not in FAMILIES:
+        verify_layout(base, found)
+        verify_cache(base)
+        verify_padding(base)
+    return LoadedModel(base, tokenizer, found, spec)
+
+
+def load_checkpoint(
+    spec: str,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """``load_model`` without the checks of what was loaded (``steerkit doctor`` reports on them one by one)."""
     if isinstance(dtype, str) and dtype != "auto":
         known = getattr(torch, dtype, None)
         if not isinstance(known, torch.dtype):
@@ -81,11 +101,7 @@ def load_model(
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"{spec}: the checkpoint lacks {len(info['missing_keys'])} tensors ({some}): get it again.")
     tokenizer = _paddable(spec, _read(spec, lambda: AutoTokenizer.from_pretrained(folder, **options)))
-    base = base.eval() if device is None else base.eval().to(device)
-    found = find_layout(base, layout)
-    if layout is not None or base.config.model_type not in FAMILIES:
-        verify_layout(base, found)
-    return LoadedModel(base, tokenizer, found, spec)
+    return (base.eval() if device is None else _read(spec, lambda: base.eval().to(device))), tokenizer
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -214,6 +214,11 @@ class SteeredModel(nn.Module):
         with self._open(_Scope(True)):
             yield
 
+    @property
+    def steers(self) -> bool:
+        """Whether a call made now would be steered: not inside ``disabled()``."""
+        return not self._scopes or self._scopes[-1].enabled
+
     @contextmanager
     def prefill(self, prompt_positions: Tensor | None) -> Iterator[None]:
         """A scope for a call that is given prompts, with the token mask's positions in them; inside ``disabled()`` it
@@ -222,8 +227,7 @@ class SteeredModel(nn.Module):
         Args:
             prompt_positions: [B, P] bool, from ``positions.mask_positions``; None leaves it to the token mask.
         """
-        closed = bool(self._scopes) and not self._scopes[-1].enabled
-        if prompt_positions is None or closed:
+        if prompt_positions is None or not self.steers:
             with self.scope():
                 yield
         else:

@@ -29,12 +29,15 @@ def accelerated(model: SteeredModel, pack: str = "auto") -> Iterator[None]:
 
 @contextmanager
 def _grouped_attention(base: Any) -> Iterator[None]:
-    """For one query a row, heads that share keys are queries of one attention: the keys need no copy for each of them."""
+    """For one query a row, heads that share keys are queries of one attention: the keys need no copy for each of
+    them.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     config = base.config.get_text_config()
-    if config._attn_implementation != "sdpa":
+    # Falcon compares the name itself and would fall back to another attention, with a mask that is not its own.
+    if config._attn_implementation != "sdpa" or not base._supports_attention_backend:
         yield
         return
     AttentionInterface.register(_GROUPED, grouped_attention)
@@ -65,7 +68,9 @@ def grouped_attention(
 
 
 _WORTH_PACKING = 200_000
-"""Numbers in a weight, above which packed products win (measured: 128 x 512 loses at every row count, 576 x 576 wins)."""
+"""Numbers in a weight, above which packed products win (measured: 128 x 512 loses at every row count, 576 x 576
+wins).
+"""
 
 _packed: weakref.WeakKeyDictionary[nn.Module, tuple[int, int, Tensor]] = weakref.WeakKeyDictionary()
 
@@ -78,7 +83,7 @@ def _packed_linears(base: nn.Module) -> Iterator[None]:
         return
     linears = [m for m in base.modules() if type(m) is nn.Linear and m.weight.numel() >= _WORTH_PACKING]
     for linear in linears:
-        linear.forward = _PackedForward(_pack(linear), linear.bias)  # type: ignore[method-assign]
+        linear.forward = _PackedForward(_pack(linear), linear.bias)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

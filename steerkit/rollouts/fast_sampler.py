@@ -30,14 +30,14 @@ class FastSampler(Sampler):
     """Continuous batching: finished rows leave, waiting prompts join; the same samples as the reference sampler, up to
     rounding at the boundary of a draw.
 
-    A model whose cache is more than keys and values (mamba, linear attention), or that takes no position ids, is sampled by
-    ``TransformersSampler``.
+    A model whose cache is more than keys and values (mamba, linear attention), or that takes no position ids, is
+    sampled by ``TransformersSampler``.
 
     Args:
         max_rows: sequences decoded at once (prompts x K).
         token_budget: rows x columns of the cache; long completions get fewer rows.
-        pack: ``auto`` packs the linear weights for the CPU's matrix kernels while sampling, which takes their memory once
-            more; ``never`` does not.
+        pack: ``auto`` packs the linear weights for the CPU's matrix kernels while sampling, which takes their memory
+            once more; ``never`` does not.
     """
 
     def __init__(self, max_rows: int = 256, token_budget: int = 262_144, pack: str = "auto") -> None:

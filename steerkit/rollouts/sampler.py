@@ -41,7 +41,9 @@ class SamplingParams:
     max_tokens: int = 128
     """Length limit of a completion; one that reaches it has finish reason ``length``."""
     keep_layer: int | None = None
-    """The block whose output the rollouts are to carry along (``rollouts.suffix.kept_layer``); a sampler may ignore it."""
+    """The block whose output the rollouts are to carry along (``rollouts.suffix.kept_layer``); a sampler may ignore
+    it.
+    """
 
     def __post_init__(self) -> None:
         if self.temperature < 0:

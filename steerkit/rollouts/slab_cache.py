@@ -35,8 +35,8 @@ class SlabLayer(DynamicLayer):
 class SlabCache(Cache):
     """Rows that run stand at 0 .. ``n_rows`` - 1; all of them write the same column at a time.
 
-    A row that joins late has its prompt put in front of the current column, so every row is left-padded: ``starts`` says
-    where each one begins. Columns before ``low`` belong to no running row.
+    A row that joins late has its prompt put in front of the current column, so every row is left-padded: ``starts``
+    says where each one begins. Columns before ``low`` belong to no running row.
 
     Args:
         n_layers: blocks of the model.
@@ -65,10 +65,10 @@ class SlabCache(Cache):
                 source: Tensor = getattr(filled, name)
                 target = getattr(slab, name)
                 if target is None:
-                    rows, heads, _, width = source.shape
+                    _, heads, _, width = source.shape
                     target = source.new_zeros(self.max_rows, heads, self.width, width)
                     setattr(slab, name, target)
-                    slab.is_initialized = True
+                    slab.is_initialized = True  # type: ignore[union-attr]
                 columns = slice(self.column - source.shape[2], self.column)
                 target[first:last, :, columns] = source.repeat_interleave(k, dim=0)
         begin = torch.tensor([self.column - length for length in lengths], device=self.device)

@@ -1,8 +1,8 @@
-"""Nothing below the lowest steered layer changes: its residual stream is kept from the rollout, and the update runs only the
-blocks above it.
+"""Nothing below the lowest steered layer changes: its residual stream is kept from the rollout, and the update runs
+only the blocks above it.
 
-The stream is kept as it leaves block ``layer``, before that block's own intervention. For a vector on the last layer alone
-no block is left: the update is the final norm and the unembedding.
+The stream is kept as it leaves block ``layer``, before that block's own intervention. For a vector on the last layer
+alone no block is left: the update is the final norm and the unembedding.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _PROBED: weakref.WeakKeyDictionary[nn.Module, dict[int, bool]] = weakref.WeakKey
 
 
 def kept_layer(model: SteeredModel) -> int | None:
-    """The block whose output is worth keeping: the highest one that the steering leaves as it is, but for an intervention on
-    that output; None if there is none, or the blocks above can't be run on their own.
+    """The block whose output is worth keeping: the highest one that the steering leaves as it is, but for an
+    intervention on that output; None if there is none, or the blocks above can't be run on their own.
     """
     if not model.points or model.adapter is not None:
         return None
@@ -39,8 +39,8 @@ def kept_layer(model: SteeredModel) -> int | None:
 def _separable(model: SteeredModel, layer: int) -> bool:
     """Whether the blocks above ``layer``, fed with its output, give the model's own final states.
 
-    Families whose blocks differ in kind are left out: their owner may look the kind up by a block's place in the list. For the rest a
-    probe decides (gemma scales what it is given as embeddings, GPT-2 adds positions to it).
+    Families whose blocks differ in kind are left out: their owner may look the kind up by a block's place in the
+    list. For the rest a probe decides (gemma scales what it is given as embeddings, GPT-2 adds positions to it).
     """
     if layer == model.n_layers - 1:
         return True

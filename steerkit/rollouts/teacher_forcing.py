@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -119,16 +119,19 @@ def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: i
                 )
             else:
                 stream = _padded([group.stream for group in groups], prompts.shape[1], device, left=True)
-                hidden = suffix_states(model, layer, stream, mask, positions_from_mask(mask), cache, steered)
+                hidden = suffix_states(
+                    model, layer, stream, mask, positions_from_mask(mask), cast(SuffixCache, cache), steered
+                )
         states = hidden[:, -1:].index_select(0, owner)
         if width > 1:
-            cache.reorder_cache(owner)
+            cache.reorder_cache(owner)  # type: ignore[arg-type]
             positions = positions_from_mask(whole)[:, 1 - width :]
             if layer is None:
                 rest = model.hidden_states(fed, whole, positions, past_key_values=cache, use_cache=True)
             else:
                 stream = _padded([row for group in groups for row in group.streams], width - 1, device, left=False)
-                rest = suffix_states(model, layer, stream, whole, positions, cache, model.token_mask.generated)
+                later = model.token_mask.generated
+                rest = suffix_states(model, layer, stream, whole, positions, cast(SuffixCache, cache), later)
             states = torch.cat([states, rest], dim=1)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     real = torch.arange(width, device=device) < lengths[:, None]

@@ -7,6 +7,7 @@ Each yields triples (what, got, expected): the contract asserts on them, ``steer
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ def generated(steered: SteeredModel, ids: Tensor, new_tokens: int = 4) -> Triple
     """``base.generate`` under ``applied()``: as many forward calls as new tokens. The comparing pass is not counted."""
     steered.counter.reset()
     with steered.applied():
-        made = steered.base.generate(
+        generate: Any = steered.base.generate
+        made = generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new_tokens,

@@ -7,15 +7,21 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
+from steerkit.models.layout import FAMILIES
+
 _LATENT = {
     "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
     "num_key_value_heads": 4,
 }  # fmt: skip
-_MAMBA = {"mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_n_heads": 4}
+_MAMBA = {"mamba_chunk_size": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_n_heads": 4}
 _ONE_GROUP = {"n_group": 1, "topk_group": 1}
 _LINEAR = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "linear_key_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_value_head_dim": 8,
+}  # fmt: skip
+_VISION = {
+    "hidden_size": 16, "image_size": 28, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1,
+    "patch_size": 14,
 }  # fmt: skip
 _OPTIONAL: Mapping[str, Any] = {
     "head_dim": 8,
@@ -51,9 +57,22 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "xglm": {"attention_heads": 4, "d_model": 32, "ffn_dim": 64, "num_layers": 3},
 }  # fmt: skip
 
+TINY_FAMILIES = tuple(
+    name
+    for name in sorted({*FAMILIES, "bitnet", "cwm", "jais2", "llama4_text", "qwen3_5_text"})
+    if name in CONFIG_MAPPING  # an older transformers has fewer
+)
+"""What ``tiny_model`` can build: the table of layouts, and some families that are discovered."""
 
-def tiny_settings(family: str) -> dict[str, Any]:
-    """Config settings of a model of ``family`` with 3 blocks, width 32 and a vocabulary of 97."""
+
+def tiny_settings(family: str, **overrides: Any) -> dict[str, Any]:
+    """Config settings of a model of ``family`` with 3 blocks, width 32 and a vocabulary of 97.
+
+    Args:
+        overrides: of the language model's settings.
+    """
+    if family == "gemma3":  # a language model inside one that also sees
+        return {"text_config": tiny_settings("gemma3_text", **overrides), "vision_config": _VISION}
     shape: dict[str, Any] = {
         "vocab_size": 97,
         "hidden_size": 32,
@@ -67,4 +86,4 @@ def tiny_settings(family: str) -> dict[str, Any]:
     }
     known = vars(CONFIG_MAPPING[family]())
     optional = {name: value for name, value in _OPTIONAL.items() if name in known}
-    return {**shape, **optional, **_OWN.get(family, {})}
+    return {**shape, **optional, **_OWN.get(family, {}), **overrides}

@@ -33,7 +33,7 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     Args:
         overrides: config settings, e.g. ``mlp_bias=True``.
     """
-    config = AutoConfig.for_model(family, **{**tiny_settings(family), **overrides})
+    config = AutoConfig.for_model(family, **tiny_settings(family, **overrides))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -104,7 +104,9 @@ def check_intervention(cls: type[Intervention], d_model: int = 16, **settings: A
     assert not stuck, f"no gradient reaches {stuck}"
     again = cls.build(points, d_model, **item.settings)[points[0]]
     again.load_state_dict(item.state_dict())
-    assert torch.equal(again(hidden, None, read), steered), "build(**settings) and load_state_dict must give the intervention back"
+    assert torch.equal(again(hidden, None, read), steered), (
+        "build(**settings) and load_state_dict must give the intervention back"
+    )
 
 
 def _check_linear(cls: type[Intervention], item: Intervention, hidden: Tensor, read: Tensor) -> None:
@@ -128,8 +130,8 @@ def _check_linear(cls: type[Intervention], item: Intervention, hidden: Tensor, r
 @torch.no_grad()
 def check_model_contract(steered: SteeredModel, tolerance: float = TOLERANCE) -> None:
     """What a steered model must keep, whatever the way that it is run. Its interventions must not be zero."""
-    vocabulary = steered.base.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(3, int(vocabulary), (3, 9), generator=torch.Generator().manual_seed(0)).to(steered.device)
+    vocabulary = next(steered.base.get_input_embeddings().parameters()).shape[0]
+    ids = torch.randint(3, vocabulary, (3, 9), generator=torch.Generator().manual_seed(0)).to(steered.device)
     ones = torch.ones_like(ids)
     hooks = _hook_count(steered)
     full = steered(ids, ones).logits

@@ -1,30 +1,35 @@
-"""Callbacks: the vector on disk at all times, a progress bar, and a few completions to read."""
+"""Callbacks: vector and checkpoints on disk at all times, a progress bar, and a few completions to read."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 
+from steerkit.errors import SteerkitError
+from steerkit.training.checkpoints import KEPT, checkpoint_path, checkpoints
 from steerkit.training.module import SteeringModule
+
+log = logging.getLogger(__name__)
 
 
 class VectorWriter(Callback):
-    """Keeps ``folder`` up to date with the current vector: every ``every`` steps, at the end, and when a run breaks.
+    """Keeps ``run_dir`` up to date with what is trained: every ``every`` steps, at the end, and when a run breaks.
 
     A step with a loss or gradient that isn't finite never reaches the parameters, so what is written is good.
     """
 
-    def __init__(self, folder: str | Path, receipts: Callable[[], dict[str, Any]], every: int = 20) -> None:
-        self.folder, self.receipts, self.every = Path(folder), receipts, every
+    def __init__(self, run_dir: str | Path, receipts: Callable[[], dict[str, Any]], every: int = 20) -> None:
+        self.run_dir, self.receipts, self.every = Path(run_dir), receipts, every
 
     def _write(self, module: L.LightningModule) -> None:
         steering = cast(SteeringModule, module)
         if steering.loaded is not None:
-            steering.steering_vector(self.receipts()).save_pretrained(self.folder)
+            steering.save_trained(self.run_dir, self.receipts())
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -37,8 +42,71 @@ class VectorWriter(Callback):
             self._write(pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.is_global_zero and trainer.global_step > 0:
-            self._write(pl_module)
+        if trainer.is_global_zero and can_save(trainer, pl_module):
+            try:
+                self._write(pl_module)
+            except SteerkitError as error:  # what broke the run is to be told, not this
+                log.warning("The vector of step %d is not saved: %s", trainer.global_step, error)
+
+
+def can_save(trainer: L.Trainer, module: L.LightningModule) -> bool:
+    """Whether what is in memory is the state after a whole step."""
+    return trainer.state.fn == "fit" and trainer.global_step > 0 and not cast(SteeringModule, module).run_state.updating
+
+
+class RunCheckpoints(Checkpoint):
+    """Checkpoints of the run: every ``every`` steps, at the end, and when a run breaks; the newest few are kept.
+
+    Lightning's ModelCheckpoint keeps one, and saves before the step's metrics are on disk.
+
+    Args:
+        folder: where they go.
+        every: steps between them.
+        keep: how many stay.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 20, keep: int = KEPT) -> None:
+        super().__init__()
+        self.folder, self.every, self.keep = Path(folder), every, keep
+        self._saved = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved = trainer.global_step
+
+    # The step's metrics are logged after on_train_batch_end: the next event is a validation, a batch, or the end.
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and trainer.global_step % self.every == 0:
+            self._save(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # With several processes this needs all of them: only where they end together.
+        together = trainer.world_size == 1 or cast(SteeringModule, pl_module).processes.ended
+        if not together or not can_save(trainer, pl_module):
+            return
+        try:
+            self._save(trainer)
+        except SteerkitError as error:
+            log.warning("The checkpoint of step %d is not saved: %s", trainer.global_step, error)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        step = trainer.global_step
+        if step in (0, self._saved):
+            return
+        trainer.save_checkpoint(checkpoint_path(self.folder, step))
+        self._saved = step
+        if trainer.is_global_zero:
+            for old in checkpoints(self.folder)[self.keep :]:
+                old.unlink(missing_ok=True)
 
 
 class SteeringProgressBar(RichProgressBar):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -14,9 +15,13 @@ from torch.utils.data import DataLoader, Sampler
 from steerkit.datasets import dataset_name, open_dataset, subset
 from steerkit.errors import DataError, SteerkitError
 from steerkit.rollouts import EncodedPrompt
+from steerkit.training.distributed import Processes
 from steerkit.types import Example
 
 log = logging.getLogger(__name__)
+
+_EVALUATION_BATCH = 64
+"""Problems that a validation samples at once."""
 
 
 class StepBatches(Sampler[list[int]]):
@@ -27,17 +32,27 @@ class StepBatches(Sampler[list[int]]):
 
     Args:
         n_items: problems.
-        batch_size: problems a batch.
-        n_batches: batches one pass over the loader yields.
+        batch_size: problems a batch, of all processes together.
+        n_batches: batches of one whole pass over the loader.
         seed: of the permutations.
-        first_step: called when a pass begins; the run's step number at that time.
+        first_step: called when a pass begins; the run's step number at that time. A pass that begins in the middle
+            ends where the whole one would have.
+        rank: this process takes every ``size``-th problem of a batch, from this one on.
+        size: number of processes.
     """
 
     def __init__(
-        self, n_items: int, batch_size: int, n_batches: int, seed: int, first_step: Callable[[], int] = lambda: 0
+        self,
+        n_items: int,
+        batch_size: int,
+        n_batches: int,
+        seed: int,
+        first_step: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         self.n_items, self.batch_size, self.n_batches = n_items, batch_size, n_batches
-        self.seed, self.first_step = seed, first_step
+        self.seed, self.first_step, self.rank, self.size = seed, first_step, rank, size
         self._cached: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
@@ -45,8 +60,9 @@ class StepBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         first = self.first_step()
-        for step in range(first, first + self.n_batches):
-            yield [self._item(step * self.batch_size + k) for k in range(self.batch_size)]
+        end = (first // self.n_batches + 1) * self.n_batches
+        for step in range(first, end):
+            yield [self._item(step * self.batch_size + k) for k in range(self.rank, self.batch_size, self.size)]
 
     def _item(self, position: int) -> int:
         epoch, offset = divmod(position, self.n_items)
@@ -93,6 +109,8 @@ class PromptDataModule(L.LightningDataModule):
         screen: ``samples.parquet`` of an evaluation of the base on the training split: problems that it always or
             never solves are left out, for they carry no gradient.
         long_prompts: what happens to a training prompt that doesn't fit the context: ``drop`` (counted) or ``refuse``.
+        test_dataset: where the test split comes from, if not from ``dataset``: another set, or a fresh draw
+            (``{name: arithmetic, seed: 7}``).
         seed: order of the training problems.
     """
 
@@ -105,6 +123,7 @@ class PromptDataModule(L.LightningDataModule):
         n_test: int | None = 256,
         screen: str | None = None,
         long_prompts: Literal["refuse", "drop"] = "drop",
+        test_dataset: str | dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -112,16 +131,20 @@ class PromptDataModule(L.LightningDataModule):
             raise SteerkitError(f"prompts_per_step must be at least 1, got {prompts_per_step}.")
         self.spec, self.data_root = dataset, data_root
         self.prompts_per_step, self.n_validation, self.n_test = prompts_per_step, n_validation, n_test
-        self.screen = screen
+        self.screen, self.test_spec = screen, test_dataset
         self.long_prompts: Literal["refuse", "drop"] = long_prompts
         self.seed = seed
-        self._dataset: Any = None
+        self._datasets: dict[str, Any] = {}
         self._loaded: dict[str, list[Example]] = {}
 
     @property
     def set_name(self) -> str:
-        """What results call this set."""
+        """What results call the set that is trained on."""
         return dataset_name(self.spec)
+
+    def split_name(self, split: str) -> str:
+        """What results call the set that a split comes from."""
+        return self.set_name if split != "test" or self.test_spec is None else dataset_name(self.test_spec)
 
     def examples(self, split: Literal["train", "validation", "test"]) -> list[Example]:
         """All problems of a split, at most ``n_validation`` / ``n_test`` of the last two.
@@ -130,9 +153,11 @@ class PromptDataModule(L.LightningDataModule):
             DataError: if the data set can't be read, or the split is empty.
         """
         if split not in self._loaded:
-            if self._dataset is None:
-                self._dataset = open_dataset(self.spec, self.data_root)
-            found = self._dataset.load(split)
+            role = "test" if split == "test" and self.test_spec is not None else "train"
+            if role not in self._datasets:
+                spec = self.test_spec if role == "test" else self.spec
+                self._datasets[role] = open_dataset(spec, self.data_root)  # type: ignore[arg-type]
+            found = self._datasets[role].load(split)
             if not found:
                 raise DataError(f"{self.set_name}: the {split} split is empty.")
             if split == "train" and self.screen is not None:
@@ -161,9 +186,31 @@ class PromptDataModule(L.LightningDataModule):
         n_batches = -(-len(prompts) // self.prompts_per_step)
         if trainer.max_epochs in (None, -1) and trainer.max_steps > 0:
             # One long epoch: the progress bar then counts to the end of the run and knows the time left.
-            n_batches = max(1, trainer.max_steps - trainer.global_step)
-        batches = StepBatches(len(prompts), self.prompts_per_step, n_batches, self.seed, lambda: trainer.global_step)
-        return DataLoader(cast(Any, prompts), batch_sampler=batches, collate_fn=list)
+            n_batches = trainer.max_steps
+        processes = self._processes()
+        self.check_shares(processes.shares)
+        batches = StepBatches(
+            len(prompts),
+            self.prompts_per_step,
+            n_batches,
+            self.seed,
+            lambda: trainer.global_step,
+            processes.rank if processes.shares > 1 else 0,
+            processes.shares,
+        )
+        return self._loader(prompts, batches)
+
+    def check_shares(self, shares: int) -> None:
+        """Refuse a number of processes that can't have equal parts of a step's problems.
+
+        Raises:
+            SteerkitError: naming both numbers.
+        """
+        if self.prompts_per_step % shares:
+            raise SteerkitError(
+                f"prompts_per_step {self.prompts_per_step} can't be divided between {shares} devices: it counts the "
+                f"problems of all devices together, so give a multiple of {shares}."
+            )
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("validation")
@@ -172,10 +219,32 @@ class PromptDataModule(L.LightningDataModule):
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation_loader("test")
+        # Lightning makes this batch sampler anew, so it must be torch's own.
+        mine = list(self._processes().deal(self._prompts("test")))
+        return DataLoader(cast(Any, mine), batch_size=_EVALUATION_BATCH, collate_fn=list)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # prompts are token tuples: the sampler makes tensors where it needs them
 
     def _evaluation_loader(self, split: Literal["validation", "test"]) -> DataLoader[Any]:
-        return DataLoader(cast(Any, self._prompts(split)), batch_size=64, collate_fn=list)
+        prompts, processes = self._prompts(split), self._processes()
+        # As many batches in each process, though some may have a problem less: they meet after each.
+        mine = list(processes.deal(range(len(prompts))))
+        n_batches = -(-len(prompts) // (_EVALUATION_BATCH * processes.shares))
+        bounds = [len(mine) * number // n_batches for number in range(n_batches + 1)]
+        batches = [mine[start:end] for start, end in pairwise(bounds)]
+        return self._loader(prompts, batches)
+
+    def _processes(self) -> Processes:
+        from steerkit.training.module import SteeringModule
+
+        assert self.trainer is not None
+        connector = getattr(self.trainer, "_accelerator_connector", None)
+        if self.trainer.world_size > 1 and getattr(connector, "use_distributed_sampler", False):
+            raise SteerkitError("Set trainer.use_distributed_sampler to false: steerkit deals the problems out itself.")
+        return cast(SteeringModule, self.trainer.lightning_module).processes
+
+    @staticmethod
+    def _loader(prompts: list[EncodedPrompt], batches: Any) -> DataLoader[Any]:
+        # A generator of its own: a new iterator draws from it, and the global one is the plugins'.
+        return DataLoader(cast(Any, prompts), batch_sampler=batches, collate_fn=list, generator=torch.Generator())

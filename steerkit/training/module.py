@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 
 from steerkit import registry
+from steerkit.baselines import WeightAdapter
 from steerkit.datasets import PromptTemplate
 from steerkit.errors import SteerkitError, TrainingError
 from steerkit.evaluation import AvgAtK
 from steerkit.evaluation.arms import correct_table, judge_groups, sample_records
-from steerkit.hookpoints import HookPoint, parse_layers
-from steerkit.models import LoadedModel, SteeredModel, fingerprint, load_model
+from steerkit.models import LoadedModel, fingerprint, load_model
 from steerkit.rewards import Rubric, Verifiable
 from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams, encode_prompts, fold_seed
-from steerkit.training.metrics import step_metrics
-from steerkit.training.step import accumulate_gradients, clip_gradients
+from steerkit.training import memory
+from steerkit.training.distributed import Processes
+from steerkit.training.metrics import StepTable, step_metrics
+from steerkit.training.policy import build_policy, parameter_groups
+from steerkit.training.recovery import stops
+from steerkit.training.sharding import check_shardable, loading_device, shard, spreads
+from steerkit.training.state import RunState
+from steerkit.training.step import clip_gradients
 from steerkit.types import Example, RolloutGroup
 from steerkit.vectors import SteeringVector, VectorMetadata
 
-PREFIX = "policy.steering."
+PREFIXES = ("policy.steering.", "policy.adapter.")
 """State-dict keys of what is trained; the base's weights are never in a checkpoint."""
 
 PARITY = {True: 0.05, False: 0.5}
 """Largest difference (nats) of a token's log-probability between sampler and trainer: fp32 base, 16-bit base."""
+
+
+IN_THE_BAR = ("reward", "accuracy", "length", "tok/s")
+"""Metrics that the progress bar shows."""
 
 
 class SteeringModule(L.LightningModule):
@@ -35,9 +47,16 @@ class SteeringModule(L.LightningModule):
 
     Args:
         base: plugin of group ``steerkit.models``, local folder, or hub id.
-        intervention: plugin of group ``steerkit.interventions``, or ``{name: ..., **settings}``.
+        intervention: plugin of group ``steerkit.interventions``, or ``{name: ..., **settings}``; also the baselines
+            that change weights instead, ``lora`` and ``full``.
         layers: ``all``, one layer (negative counts from the end), or a list of layers.
-        vector: folder of a steering vector to start from (or to validate); replaces ``intervention`` and ``layers``.
+        site: where in a block: ``output``, ``attn_output``, ``mlp_output``, ``down_proj``; default: the
+            intervention's own.
+        token_mask: the positions that are steered: ``all``, ``prompt``, ``generated``, ``first_generated``,
+            ``not_first_generated``, ``last_prompt:N``, ``segment:NAME``. A mask names the position whose logits predict
+            the token.
+        vector: folder of a steering vector to start from (or to validate); replaces ``intervention``, ``layers``,
+            ``site``.
         lr: AdamW's learning rate, or ``{default: 0.05, layers.5.output: 0.5}``: late layers need 10 to 100 times more.
         weight_decay: AdamW's; it would pull the vector back to the base.
         warmup_steps: linear warm-up; constant afterwards.
@@ -62,6 +81,8 @@ class SteeringModule(L.LightningModule):
         base: str = "tiny-reasoner",
         intervention: str | dict[str, Any] = "static",
         layers: str | int | list[int | str] = "all",
+        site: str | None = None,
+        token_mask: str = "all",
         vector: str | None = None,
         lr: float | dict[str, float] = 0.05,
         weight_decay: float = 0.0,
@@ -101,11 +122,12 @@ class SteeringModule(L.LightningModule):
         judges = (self.rubric[name] for name in self.rubric.names)
         self.judge = next((reward for reward in judges if isinstance(reward, Verifiable)), None) or Verifiable()
         self.loaded: LoadedModel | None = None
-        self.seconds_per_step: list[float] = []
+        self.run_state = RunState(self.rubric, micro_batch_tokens)
         self.last_groups: list[RolloutGroup] = []
         self.last_verdicts: Any = None
-        self.generated_tokens = 0
-        self.last_step = 0
+        self.processes = Processes()
+        self._validated_at = -1
+        self._is_spread = False
         # A ModuleDict, so that Lightning finds the metrics and moves them; keys may not hold a dot.
         self.accuracy_at = torch.nn.ModuleDict({_key(t): AvgAtK() for t in validation_temperatures})
 
@@ -113,132 +135,174 @@ class SteeringModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Load the base and place the interventions (Lightning calls this before any use, more than once)."""
-        if self.loaded is not None:
-            return
-        options = self.settings
-        loaded = load_model(
-            options.base,
-            dtype=options.dtype,
-            device=self._target_device(),
-            trust_remote_code=options.trust_remote_code,
-            layout=options.layout,
-        )
-        if options.vector:
-            start = SteeringVector.from_pretrained(options.vector)
-            self.intervention_name = start.intervention
-            self.policy = start.steer(loaded.base, loaded.layout)
-        else:
-            spec = options.intervention
-            settings = dict(spec) if isinstance(spec, dict) else {"name": spec}
-            name = settings.pop("name", "static")
-            bare = SteeredModel(loaded.base, {}, loaded.layout)
-            points = parse_layers(options.layers, bare.n_layers)
-            self.intervention_name = name
-            plugin = registry.resolve("interventions", name)
-            built = plugin.build(points, bare.d_model, **settings)
-            self.policy = SteeredModel(loaded.base, built, loaded.layout)
-        self.loaded = loaded
-
-    def _target_device(self) -> torch.device:
-        """Where the strategy will put the module: it decides what ``dtype: auto`` means."""
-        trainer = self._trainer
-        return self.device if trainer is None else trainer.strategy.root_device
+        if self.loaded is None:
+            options = self.settings
+            loaded = load_model(
+                options.base,
+                dtype=options.dtype,
+                device=loading_device(self._trainer, self.device, options.dtype),
+                trust_remote_code=options.trust_remote_code,
+                layout=options.layout,
+            )
+            self.fingerprint = fingerprint(loaded.base)
+            self.intervention_name, self.policy = build_policy(
+                loaded, options.intervention, options.layers, options.site, options.token_mask, options.vector
+            )
+            self.loaded = loaded
+        if spreads(self._trainer) and self._device_mesh is not None and not self._is_spread:
+            check_shardable(self.policy, self.sampler)
+            shard(self.policy, self._device_mesh["data_parallel"])
+            self._is_spread = True
 
     def encode(self, examples: Sequence[Example], long_prompts: Literal["refuse", "drop"]) -> list[EncodedPrompt]:
         """Prompts for this policy."""
         self.configure_model()
         assert self.loaded is not None
         return encode_prompts(
-            self.loaded.base, self.loaded.tokenizer, self.prompt, examples, self.params.max_tokens, long_prompts
+            self.loaded.base,
+            self.loaded.tokenizer,
+            self.prompt,
+            examples,
+            self.params.max_tokens,
+            long_prompts,
+            segments=self.policy.token_mask.segment is not None,
         )
 
     def steering_vector(self, receipts: dict[str, Any] | None = None) -> SteeringVector:
-        """The current vector as a value, with what is known of its making."""
+        """The current vector as a value, with what is known of its making.
+
+        Raises:
+            SteerkitError: if a baseline that changes weights is trained: ``save_trained`` writes that.
+        """
         self.configure_model()
         assert self.loaded is not None
+        if self.policy.adapter is not None:
+            raise SteerkitError(f"{self.intervention_name!r} changes weights: it is no steering vector.")
         metadata = VectorMetadata(
             model=self.loaded.name,
-            fingerprint=fingerprint(self.loaded.base),
+            fingerprint=self.fingerprint,
             d_model=self.policy.d_model,
             n_layers=self.policy.n_layers,
             receipts={"prompt": self.prompt.to_dict(), "max_tokens": self.params.max_tokens, **(receipts or {})},
         )
-        return SteeringVector.from_interventions(self.intervention_name, self.policy.interventions, metadata)
+        return SteeringVector.from_interventions(
+            self.intervention_name, self.policy.interventions, metadata, self.policy.token_mask
+        )
+
+    def save_trained(self, run_dir: Path, receipts: dict[str, Any]) -> Path:
+        """Write what was trained so far into the run's folder: ``vector/``, or a baseline's ``adapter/`` or
+        ``model/``.
+        """
+        self.configure_model()
+        assert self.loaded is not None
+        adapter = cast(WeightAdapter | None, self.policy.adapter)
+        if adapter is None:
+            return self.steering_vector(receipts).save_pretrained(run_dir / "vector")
+        folder = run_dir / adapter.folder
+        adapter.save(folder, self.loaded.base, self.loaded.tokenizer, self.loaded.name)
+        return folder
 
     # -- training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        rates = learning_rates(self.settings.lr, self.policy.points, self.policy.n_layers)
-        groups, seen = [], set()
-        for point, intervention in self.policy.interventions.items():
-            fresh = [p for p in intervention.parameters() if p not in seen]  # points may share parameters
-            seen.update(fresh)
-            if fresh:
-                groups.append({"params": fresh, "lr": rates[point], "full_lr": rates[point]})
+        groups = parameter_groups(self.policy, self.settings.lr)
         return torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+
+    def on_fit_start(self) -> None:
+        self.rubric.warm()  # verifier processes start while the first rollouts are sampled
+
+    def setup(self, stage: str) -> None:
+        trainer, strategy = self.trainer, self.trainer.strategy
+        self.processes = Processes(trainer.global_rank, trainer.world_size, strategy.root_device, spreads(trainer))
+
+    def on_train_start(self) -> None:
+        if self.processes.size > 1:
+            stops.deferred = True  # they stop together, where they meet
+        stops.install()
+        self.run_state.restore(self.processes.rank)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        stops.release()
+
+    def on_train_end(self) -> None:
+        stops.deferred = False
+        stops.release()
 
     def training_step(self, batch: list[EncodedPrompt], batch_idx: int) -> None:
         assert self.loaded is not None
-        began = time.perf_counter()
-        seed = fold_seed(self.settings.seed, self.global_step)
-        groups = self.sampler.sample(
-            self.policy, self.loaded.tokenizer, batch, self.settings.samples_per_prompt, self.params, seed
-        )
-        sampled = time.perf_counter()
-        scores = self.rubric.score(groups)
-        advantages = self.objective.advantages(scores.total, scores.valid)
+        self.run_state.begin_step()
+        processes, began = self.processes, time.perf_counter()
+        with processes.phase():
+            groups = memory.sample(
+                self.sampler,
+                self.policy,
+                self.loaded.tokenizer,
+                batch,
+                self.settings.samples_per_prompt,
+                self.params,
+                fold_seed(self.settings.seed, self.global_step),
+                retry=not processes.mirrored,
+            )
+            sampled = time.perf_counter()
+            scores = self.rubric.score(groups)
+            own = StepTable.of(groups, scores)
+        table = StepTable(own.names, processes.gathered(own.values, dim=1))
         judged = time.perf_counter()
-        n_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         optimizer.zero_grad()
-        stats = accumulate_gradients(
-            self.policy,
-            self.objective,
-            groups,
-            advantages,
-            n_tokens,
-            self.loaded.tokenizer.pad_token_id,
-            self.params.temperature,
-            self.settings.micro_batch_tokens,
-            self.manual_backward,
-        )
-        if self.global_step == 0 and stats.logprob_gap > PARITY[self.policy.dtype == torch.float32]:
-            raise TrainingError(
-                f"Sampler and trainer disagree: log-probabilities of the same tokens differ by {stats.logprob_gap:.3g} "
-                "nats. The model's cached or padded decoding is not its full pass; try another dtype or sampler."
+        # Under DDP each backward would average over the processes: the sum is made once, by hand.
+        with processes.phase(), getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
+            advantages = self.objective.advantages(table.rewards, table.valid)
+            stats, self.run_state.micro_batch_tokens = memory.add_gradients(
+                self.policy,
+                self.objective,
+                groups,
+                advantages[torch.tensor(processes.deal(range(len(advantages))))],
+                table.n_tokens,
+                self.loaded.tokenizer.pad_token_id,
+                self.params.temperature,
+                self.run_state.micro_batch_tokens,
+                self.manual_backward,
+                retry=not processes.mirrored,
             )
-        norm = clip_gradients([p for p in self.policy.parameters() if p.requires_grad], self.settings.grad_clip)
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        processes.add_gradients(parameters)
+        (loss,), (gap,) = processes.total(stats.loss), processes.largest(stats.logprob_gap)
+        with processes.phase():  # the same numbers in each of them: one says it for all
+            self._check_parity(gap)
+            norm = clip_gradients(parameters, self.settings.grad_clip)
         warm = min(1.0, (self.global_step + 1) / max(1, self.settings.warmup_steps))
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * warm
+        stops.hold()  # until the step's metrics are on disk
+        self.run_state.begin_update()
         optimizer.step()
         done = time.perf_counter()
-
-        self.generated_tokens += n_tokens
-        self.last_step = self.global_step
-        self.seconds_per_step.append(done - began)
+        self.run_state.end_step(self.global_step, table.n_tokens, done - began)
         self.last_groups, self.last_verdicts = groups, scores.verdicts
-        metrics = step_metrics(groups, scores, advantages, self.policy)
-        bar = {
-            "reward": metrics.pop("reward"),
-            "accuracy": metrics.pop("accuracy"),
-            "length": metrics["completions/mean_length"],
-        }
-        bar["tok/s"] = n_tokens / (done - began)
-        metrics |= {
-            "loss": stats.loss,
+        metrics = step_metrics(table, advantages, self.policy) | {
+            "loss": loss,
             "grad_norm": norm,
-            "logprob_gap": stats.logprob_gap,
-            "num_tokens": float(self.generated_tokens),
-            "tokens_per_second": n_tokens / (sampled - began),
+            "logprob_gap": gap,
+            "num_tokens": float(self.run_state.generated_tokens),
+            "tokens_per_second": table.n_tokens / (sampled - began),
+            "tok/s": table.n_tokens / (done - began),
             "lr": optimizer.param_groups[0]["lr"],
             "time/rollout": sampled - began,
             "time/verify": judged - sampled,
             "time/update": done - judged,
         }
-        self.log_dict(bar, prog_bar=True, batch_size=len(batch))
-        self.log_dict(metrics, batch_size=len(batch))
+        for shown in (True, False):
+            values = {name: value for name, value in metrics.items() if (name in IN_THE_BAR) == shown}
+            self.log_dict(values, prog_bar=shown, batch_size=len(batch))
+
+    def _check_parity(self, gap: float) -> None:
+        if self.global_step == 0 and gap > PARITY[self.policy.dtype == torch.float32]:
+            raise TrainingError(
+                f"Sampler and trainer disagree: log-probabilities of the same tokens differ by {gap:.3g} "
+                "nats. The model's cached or padded decoding is not its full pass; try another dtype or sampler."
+            )
 
     # -- validation, test, prediction
 
@@ -247,9 +311,13 @@ class SteeringModule(L.LightningModule):
         for temperature in self.settings.validation_temperatures:
             metric = cast(AvgAtK, self.accuracy_at[_key(temperature)])
             params = SamplingParams(temperature, self.params.max_tokens)
-            groups = self.sampler.sample(self.policy, self.loaded.tokenizer, batch, 1, params, self.settings.seed)
-            table = correct_table(judge_groups(self.judge, groups))
-            metric.update(torch.as_tensor(table, device=self.device, dtype=torch.float32))
+            with self.processes.phase():
+                if batch:  # with more processes than problems some get none
+                    groups = self.sampler.sample(
+                        self.policy, self.loaded.tokenizer, batch, 1, params, self.settings.seed
+                    )
+                    table = correct_table(judge_groups(self.judge, groups))
+                    metric.update(torch.as_tensor(table, device=self.device, dtype=torch.float32))
             self.log(f"{stage}/accuracy@T={temperature:g}", metric, on_epoch=True, prog_bar=True, batch_size=len(batch))
 
     def validation_step(self, batch: list[EncodedPrompt], batch_idx: int) -> None:
@@ -261,50 +329,64 @@ class SteeringModule(L.LightningModule):
     def predict_step(self, batch: list[EncodedPrompt], batch_idx: int) -> list[dict[str, Any]]:
         """One sample a problem, with its verdict, as flat records (Lightning can't carry frozen ones)."""
         assert self.loaded is not None
+        if not batch:
+            return []
         groups = self.sampler.sample(self.policy, self.loaded.tokenizer, batch, 1, self.params, self.settings.seed)
         return sample_records(groups, judge_groups(self.judge, groups), {"temperature": self.params.temperature})
 
-    # -- Lightning's plumbing
+    # -- what a run goes on from
+
+    @property
+    def last_step(self) -> int:
+        """Optimiser steps made."""
+        return self.run_state.step
+
+    @property
+    def seconds_per_step(self) -> list[float]:
+        """Of the latest steps."""
+        return self.run_state.seconds_per_step
+
+    def on_validation_start(self) -> None:
+        stops.install()
+        stops.release()
+        self.run_state.begin_validation()
+
+    def on_validation_end(self) -> None:
+        self._validated_at = self.last_step
+        self.run_state.end_validation()
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether a validation follows the step that was made last, and has not been finished."""
+        trainer, step = self.trainer, self.last_step
+        every = getattr(trainer, "val_check_batch", None)
+        if trainer.check_val_every_n_epoch is not None or not trainer.enable_validation or not isinstance(every, int):
+            return False
+        return step > 0 and step % every == 0 and self._validated_at != step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Interventions, optimiser, counters and random states; never the base."""
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(PREFIX)}
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if key.startswith(PREFIXES)}
+        endless = self.trainer.max_epochs in (None, -1) and self.trainer.max_steps > 0
+        length = float("inf") if endless else self.trainer.num_training_batches
+        self.run_state.save(checkpoint, self.processes, length, self.validation_due)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = {key for key in checkpoint["state_dict"] if key.startswith(PREFIX)}
-        ours = {PREFIX + name for name, _ in self.policy.steering.named_parameters()}
+        saved = {key for key in checkpoint["state_dict"] if key.startswith(PREFIXES)}
+        ours = {key for key in self.state_dict() if key.startswith(PREFIXES)}
         if saved != ours:
             raise SteerkitError(
                 f"The checkpoint holds {', '.join(sorted(saved))}, this config trains {', '.join(sorted(ours))}: "
                 "use the config in the run's folder."
             )
-
-    def on_fit_start(self) -> None:
-        self.rubric.warm()  # verifier processes start while the first rollouts are sampled
+        self.run_state.load(checkpoint)
 
     def teardown(self, stage: str) -> None:
+        stops.deferred = False
         self.rubric.close()
         self.judge.close()
 
 
 def _key(temperature: float) -> str:
     return f"T{temperature:g}".replace(".", "_")
-
-
-def learning_rates(lr: float | dict[str, float], points: Sequence[HookPoint], n_layers: int) -> dict[HookPoint, float]:
-    """The learning rate of each hook point; keys of a mapping are ``default`` or any spelling of a hook point.
-
-    Raises:
-        SteerkitError: for a negative rate, a hook point that is not trained, or one without a rate.
-    """
-    given = dict(lr) if isinstance(lr, dict) else {"default": lr}
-    default = given.pop("default", None)
-    by_point = {HookPoint.parse(key, n_layers): value for key, value in given.items()}
-    stray = [str(point) for point in by_point if point not in points]
-    if stray:
-        raise SteerkitError(f"lr names {stray[0]}, which is not trained: trained are {', '.join(map(str, points))}.")
-    rates = {point: by_point.get(point, default) for point in points}
-    for point, rate in rates.items():
-        if rate is None or not rate >= 0:
-            raise SteerkitError(f"lr of {point} must be 0 or more, got {rate}: add 'default' or this hook point to lr.")
-    return {point: float(rate) for point, rate in rates.items() if rate is not None}

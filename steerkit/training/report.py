@@ -111,7 +111,14 @@ def final_report(
                 continue
             arms.append(Arm(f"prefix {openings[0].text!r}", assistant_prefix=openings[0].text))
     evaluation = evaluate(
-        loaded, arms, data.examples(config.split), protocol, module.prompt, data.split_name(config.split), progress, module.judge
+        loaded,
+        arms,
+        data.examples(config.split),
+        protocol,
+        module.prompt,
+        data.split_name(config.split),
+        progress,
+        module.judge,
     )
     extra: dict[str, Any] = {
         "steps": module.last_step,

@@ -15,9 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from steerkit import registry
 from steerkit.errors import SteerkitError, VectorError
 from steerkit.files import write_bytes
 from steerkit.hookpoints import HookPoint
+from steerkit.vectors import limits
 
 if TYPE_CHECKING:
     from steerkit.vectors.value import SteeringVector
@@ -45,25 +47,44 @@ def save(vector: SteeringVector, folder: str | Path) -> Path:
     return folder
 
 
-def load(folder: Path, source: str) -> SteeringVector:
-    """Read the folder; ``source`` is what errors call it."""
+def load(folder: Path, source: str, allow_code: bool = False) -> SteeringVector:
+    """Read the folder; ``source`` is what errors call it.
+
+    Nothing of the folder is run: the numbers are safetensors, the rest is JSON, and an intervention that is not the
+    name of an installed plugin is refused.
+
+    Args:
+        allow_code: let the file name the intervention's code (``package.module:Class``).
+    """
     for name in (CONFIG_FILE, TENSOR_FILE):
         if not (folder / name).is_file():
             raise VectorError(f"{source} has no {name}: a vector is a folder written by save_pretrained.")
-    text = (folder / CONFIG_FILE).read_text(encoding="utf-8", errors="replace")
-    config = _parse_config(text, f"{source}/{CONFIG_FILE}")
+    try:
+        with (folder / CONFIG_FILE).open("rb") as file:
+            data = file.read(limits.MAX_CONFIG_BYTES + 1)
+        config = _parse_config(data, f"{source}/{CONFIG_FILE}")
+        limits.check_tensor_file(folder / TENSOR_FILE, source)
+    except OSError as error:
+        raise VectorError(f"{source} can't be read: {error.strerror or error}.") from error
     try:
         with safe_open(folder / TENSOR_FILE, framework="pt") as file:
             header = file.metadata() or {}
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+        digest = digest_of(flat)
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise VectorError(f"{source}/{TENSOR_FILE} is damaged ({error}): copy it again.") from error
-    digest = digest_of(flat)
     if config["digest"] != digest and "steering_config" in header:
         # A save was cut after its tensors were in place: their own copy of the config is the new one.
-        config = _parse_config(header["steering_config"], f"{source}/{TENSOR_FILE}")
+        config = _parse_config(header["steering_config"].encode(), f"{source}/{TENSOR_FILE}")
     if config["digest"] != digest:
         raise VectorError(f"{source}/{TENSOR_FILE} is damaged (its numbers are not those saved): copy it again.")
+    limits.check_types(config, source)
+    named = config.get("intervention")
+    if isinstance(named, str) and ":" in named and not (allow_code or registry.may_import(named, from_file=True)):
+        raise VectorError(
+            f"{source} names code to run, {named!r}, instead of an installed intervention: if you trust it, pass "
+            "allow_code=True (on the command line: --allow_code)."
+        )
     return _from_config(config, flat, source)
 
 
@@ -86,6 +107,8 @@ def _from_config(config: dict[str, Any], flat: Mapping[str, Tensor], source: str
     try:
         for key, tensor in flat.items():
             point, _, name = key.partition("/")
+            if len(key) > 200 or not tensor.is_floating_point():
+                raise VectorError(f"{key[:80]!r} ({tensor.dtype}) is no parameter of an intervention.")
             tensors.setdefault(HookPoint.parse(point), {})[name] = tensor
         metadata = VectorMetadata(**{name: config[name] for name in VectorMetadata.__dataclass_fields__})
         return SteeringVector(
@@ -97,13 +120,10 @@ def _from_config(config: dict[str, Any], flat: Mapping[str, Tensor], source: str
         raise VectorError(f"{source}: {error}") from None
 
 
-def _parse_config(text: str, place: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise VectorError(f"{place} is not JSON ({error}): copy it again.") from None
-    version = config.get("format_version") if isinstance(config, dict) else type(config).__name__
-    if version not in range(1, FORMAT_VERSION + 1):
+def _parse_config(data: bytes, place: str) -> dict[str, Any]:
+    config = limits.read_json(data, place)
+    version = config.get("format_version")
+    if not isinstance(version, int) or version not in range(1, FORMAT_VERSION + 1):
         raise VectorError(f"{place}: expected a format_version up to {FORMAT_VERSION}, got {version}: update steerkit.")
     if not isinstance(config.get("digest"), str):
         raise VectorError(f"{place} lacks 'digest': save the vector again.")

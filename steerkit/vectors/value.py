@@ -16,7 +16,7 @@ from steerkit import registry
 from steerkit.errors import VectorError
 from steerkit.hookpoints import HookPoint
 from steerkit.token_masks import TokenMask
-from steerkit.vectors import algebra, files, hub
+from steerkit.vectors import algebra, files, hub, limits
 
 if TYPE_CHECKING:  # the model room lies above this one
     from transformers import PreTrainedModel
@@ -101,8 +101,7 @@ class SteeringVector:
             PluginError: if the intervention's plugin is not installed.
             VectorError: if the tensors are not the plugin's parameters.
         """
-        target = registry.resolve("interventions", self.intervention)
-        built: dict[HookPoint, Intervention] = target.build(list(self.tensors), self.metadata.d_model, **self.settings)
+        built = limits.build(registry.resolve("interventions", self.intervention), self)
         for point, intervention in built.items():
             try:
                 intervention.load_state_dict(dict(self.tensors[point]))
@@ -227,13 +226,20 @@ class SteeringVector:
         return files.save(self, folder)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> SteeringVector:
+    def from_pretrained(
+        cls, source: str | Path, revision: str | None = None, allow_code: bool = False
+    ) -> SteeringVector:
         """Read a folder, or a hub repository ``org/name`` (at a branch, tag or commit).
 
+        Args:
+            allow_code: let the file name the code of its intervention (``package.module:Class``); by default it may
+                only name an installed plugin.
+
         Raises:
-            VectorError: if a file is missing, damaged, of another format version, or has numbers that are not finite.
+            VectorError: if a file is missing, damaged, of another format version, has numbers that are not finite, or
+                names code.
         """
-        return files.load(hub.fetch(str(source), revision), str(source))
+        return files.load(hub.fetch(str(source), revision), str(source), allow_code)
 
     def push_to_hub(self, repo_id: str, private: bool = False, message: str = "Steering vector") -> str:
         """Upload tensors, config and card to a hub repository, made if it is missing; returns its address.

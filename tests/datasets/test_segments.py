@@ -28,7 +28,9 @@ def test_chat_prompt():
     found = pieces(template, "Tom has 12 apples.")
     assert [name for name, _ in found] == ["role_tags", "system", "role_tags", "problem", "role_tags", "prefill"]
     texts = dict(found)
-    assert texts["system"] == "Be brief." and texts["problem"] == "Tom has 12 apples. Answer:" and texts["prefill"] == "To"
+    assert (
+        texts["system"] == "Be brief." and texts["problem"] == "Tom has 12 apples. Answer:" and texts["prefill"] == "To"
+    )
 
 
 def test_few_shot_that_repeats_the_problem():

@@ -12,10 +12,11 @@ from steerkit.models import steered as steered_module
 from steerkit.testing import FAMILIES, check_model_contract, randomize, tiny_model
 
 # ALiBi, learned positions with an offset, parallel blocks, sliding windows, scaled logits, mixtures of experts...
-OTHERS = {
-    "bloom": {}, "cohere": {}, "falcon": {}, "gemma3_text": {}, "granite": {}, "mixtral": {}, "olmo2": {}, "phi": {},
-    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}, "smollm3": {},
-}  # fmt: skip
+OTHERS = (
+    "bloom", "cohere", "falcon", "gemma3_text", "granite", "jamba", "lfm2", "mixtral", "mpt", "olmo2", "opt", "phi",
+    "qwen2_moe", "smollm3",
+)  # fmt: skip
+# All families at all sites: test_sites.py.
 
 
 def build(family, layers=(0, 1, 2), cls=SteeredModel, **overrides):
@@ -32,7 +33,7 @@ def test_contract(family):
 
 @pytest.mark.parametrize("family", OTHERS)
 def test_contract_other_families(family):
-    check_model_contract(build(family, **OTHERS[family]))
+    check_model_contract(build(family))
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

@@ -1,4 +1,6 @@
-"""Masked steering: the sampler's cache and the trainer's branches against one full pass with the positions written out."""
+"""Masked steering: the sampler's cache and the trainer's branches against one full pass with the positions written
+out.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def test_sampler_and_trainer_equal_the_full_pass(mask, family):
     with torch.no_grad():
         trainer = completion_log_probs(model, branches, TOK.pad_token_id)
     sampled = torch.tensor([x for g in groups for r in g.rollouts for x in r.logprobs])
-    truth = torch.cat([full_pass(model, p, r.token_ids) for p, g in zip(PROMPTS, groups, strict=True) for r in g.rollouts])
+    truth = torch.cat(
+        [full_pass(model, p, r.token_ids) for p, g in zip(PROMPTS, groups, strict=True) for r in g.rollouts]
+    )
     torch.testing.assert_close(sampled, truth, atol=2e-5, rtol=0)
     torch.testing.assert_close(trainer, truth, atol=2e-5, rtol=0)
     assert model.counter.complete
@@ -72,7 +76,9 @@ def test_each_mask_gives_other_numbers(mask):
     """Else the test above could not fail."""
     completion = (60, 61, 62, 63)
     everywhere, masked = policy("all"), policy(mask)
-    assert (full_pass(everywhere, PROMPTS[0], completion) - full_pass(masked, PROMPTS[0], completion)).abs().max() > 1e-2
+    assert (
+        full_pass(everywhere, PROMPTS[0], completion) - full_pass(masked, PROMPTS[0], completion)
+    ).abs().max() > 1e-2
     other = [m for m in MASKS if m != mask]
     for name in other:
         difference = full_pass(policy(name), PROMPTS[0], completion) - full_pass(masked, PROMPTS[0], completion)

@@ -151,7 +151,9 @@ def test_recorded_rollouts_give_the_gradient_of_the_whole_model(family, points, 
         model.zero_grad()
         log_probs = completion_log_probs(model, branches, tok.pad_token_id)
         (log_probs * torch.linspace(-1, 1, len(log_probs))).sum().backward()
-        results.append((log_probs.detach(), [p.grad.clone() for i in model.interventions.values() for p in i.parameters()]))
+        results.append(
+            (log_probs.detach(), [p.grad.clone() for i in model.interventions.values() for p in i.parameters()])
+        )
     sampled = torch.tensor([x for g in groups for r in g.rollouts for x in r.logprobs])
     torch.testing.assert_close(results[0][0], sampled, atol=2e-5, rtol=0)
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=0)

@@ -12,7 +12,7 @@ from helpers import checkpoint
 
 from steerkit.cli import main
 from steerkit.training.data import StepBatches
-from steerkit.training.module import learning_rates
+from steerkit.training.policy import learning_rates
 from steerkit.vectors import SteeringVector
 
 REWARDS = '''
@@ -63,7 +63,7 @@ def fit(work, *arguments, **changes):
         section, name = key.split("__")
         config[section][name] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return main(["fit", "--config", str(folder / "config.yaml"), *arguments])
+    return main(["fit", "--config", str(folder / "config.yaml"), "--allow_code", *arguments])
 
 
 def metrics(run: Path) -> list[dict[str, str]]:
@@ -98,13 +98,14 @@ def test_fit_learns_and_leaves_a_complete_run_folder(work, capsys):
     assert trained["trainable_params"] == 64 and trained["optimizer_bytes"] == 512 and trained["seconds_per_step"] > 0
     samples = pq.read_table(run / "samples.parquet").to_pylist()
     assert len(samples) == 4 * (6 + 6 * 2)
-    for name in ("config.yaml", "metrics.csv", "tensorboard", "checkpoints/last.ckpt"):
+    for name in ("config.yaml", "metrics.csv", "tensorboard", "checkpoints/step=00000010.ckpt"):
         assert (run / name).exists(), name
-    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(run / "checkpoints/step=00000010.ckpt", weights_only=True)["state_dict"]
     assert sorted(state) == [f"policy.steering.layers_{k}_output.vector" for k in (0, 2)]
 
     # The other verbs on the vector that fit left.
-    common = ["--config", str(work[0] / "config.yaml"), "--model.vector", "run/vector", "--run_dir", "other"]
+    common = ["--allow_code", "--config", str(work[0] / "config.yaml"), "--model.vector", "run/vector"]
+    common += ["--run_dir", "other"]
     verbs = [argument for argument in common if argument]
     for verb in ("validate", "test", "predict"):
         config = {k: v for k, v in work[1].items() if k not in ("report", "samples_every")}
@@ -118,21 +119,6 @@ def test_fit_learns_and_leaves_a_complete_run_folder(work, capsys):
     again = SteeringVector.from_pretrained(run / "vector")
     for point, tensors in vector.tensors.items():
         assert torch.equal(tensors["vector"], again.tensors[point]["vector"])
-
-
-def test_resume_is_bit_equal_and_keeps_the_metrics(work, capsys):
-    folder = work[0]
-    assert fit(work, "--report.arms", "[]", "--run_dir", "whole", "--vector_every", "4") == 0
-    assert fit(work, "--report.arms", "[]", "--vector_every", "4", "--trainer.max_steps", "4") == 0
-    resumed = ["--report.arms", "[]", "--vector_every", "4", "--ckpt_path", "run/checkpoints/last.ckpt"]
-    assert fit(work, *resumed) == 0
-    whole, again = (SteeringVector.from_pretrained(folder / run / "vector") for run in ("whole", "run"))
-    assert again.metadata.receipts["steps"] == 10
-    for point, tensors in whole.tensors.items():
-        assert torch.equal(tensors["vector"], again.tensors[point]["vector"])
-    assert (folder / "run" / "metrics.1.csv").exists() and not (folder / "run.1").exists()
-    assert fit(work, "--ckpt_path", "last", "--run_dir", "fresh") == 2
-    assert "No checkpoint to resume from" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_other_layers_is_refused(work):
@@ -149,7 +135,7 @@ def test_a_checkpoint_of_other_layers_is_refused(work):
 
 def test_a_mistake_moves_no_earlier_run(work, capsys):
     assert fit(work, "--report.arms", "[]", "--trainer.max_steps", "1") == 0
-    for mistake in (["--model.base", "nothing"], ["--data.dataset", "nothing.jsonl"], ["--trainer.devices", "2"]):
+    for mistake in (["--model.base", "nothing"], ["--data.dataset", "nothing.jsonl"], ["--trainer.devices", "3"]):
         assert fit(work, *mistake) == 2
         assert (work[0] / "run" / "vector").is_dir() and not (work[0] / "run.1").exists(), mistake
     # Going on from the vector in the very folder of the new run.
@@ -175,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_vector(work, ca
 
 
 def test_nan_in_the_update_keeps_the_last_good_vector(work, capsys, monkeypatch):
-    from steerkit.training import module as module_room
+    from steerkit.training import memory
     from steerkit.training.step import accumulate_gradients
 
     calls = []
@@ -186,7 +172,7 @@ def test_nan_in_the_update_keeps_the_last_good_vector(work, capsys, monkeypatch)
             model, objective, groups, advantages * (math.nan if len(calls) == 3 else 1.0), *rest
         )
 
-    monkeypatch.setattr(module_room, "accumulate_gradients", poisoned)
+    monkeypatch.setattr(memory, "accumulate_gradients", poisoned)
     assert fit(work) == 2
     assert "loss is nan" in capsys.readouterr().err.strip().splitlines()[-1]
     vector = SteeringVector.from_pretrained(work[0] / "run" / "vector")
@@ -194,27 +180,21 @@ def test_nan_in_the_update_keeps_the_last_good_vector(work, capsys, monkeypatch)
     assert all(norm > 0 for norm in vector.norms().values())
 
 
-def test_interrupt_saves_what_there_is(work, monkeypatch):
-    from steerkit.training import module as module_room
-    from steerkit.training.step import accumulate_gradients
-
-    calls = []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return accumulate_gradients(*arguments)
-
-    monkeypatch.setattr(module_room, "accumulate_gradients", interrupted)
-    with pytest.raises(SystemExit):
-        fit(work)
-    assert SteeringVector.from_pretrained(work[0] / "run" / "vector").metadata.receipts["steps"] == 2
+def test_a_folder_of_other_files_is_no_run_folder(work, capsys):
+    (work[0] / "thesis").mkdir()
+    (work[0] / "thesis" / "chapter.tex").write_text("x")
+    assert fit(work, "--run_dir", "thesis") == 2
+    assert "thesis holds other files and no run" in capsys.readouterr().err
+    assert (work[0] / "thesis" / "chapter.tex").exists()
 
 
 def test_step_batches_are_a_function_of_seed_and_step():
     whole = list(StepBatches(10, 4, 8, seed=3))
-    assert list(StepBatches(10, 4, 5, seed=3, first_step=lambda: 3)) == whole[3:]
+    assert list(StepBatches(10, 4, 8, seed=3, first_step=lambda: 3)) == whole[3:]
+    assert len(list(StepBatches(10, 4, 3, seed=3, first_step=lambda: 4))) == 2  # to the end of the second epoch
+    shares = [list(StepBatches(10, 4, 8, seed=3, rank=rank, size=2)) for rank in range(2)]
+    for batch, mine, others in zip(whole, *shares, strict=True):
+        assert [batch[0], batch[2]] == mine and [batch[1], batch[3]] == others
     assert list(StepBatches(10, 4, 8, seed=4)) != whole
     flat = [index for batch in whole for index in batch]
     assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10))

@@ -85,7 +85,15 @@ def test_interventions(run, arm):
     assert vector.norm() > 0 and vector.token_mask == settings.get("token_mask", "all")
     card = (run.folder / "run" / "vector" / "README.md").read_text()
     assert "mean norm of the residual stream" in card and "## Results" in card and "steerkit fit --config" in card
-    command = ["evaluate", "--model", "model", "--vector", "run/vector", "--data", '{"name": "arithmetic", "n_eval": 6}']
+    command = [
+        "evaluate",
+        "--model",
+        "model",
+        "--vector",
+        "run/vector",
+        "--data",
+        '{"name": "arithmetic", "n_eval": 6}',
+    ]
     assert main([*command, "--limit", "4", "--temperature", "1", "--k", "2", "--out", "again"]) == 0
     again = json.loads((run.folder / "again" / "results.json").read_text())
     assert [row["arm"] for row in again["rows"]] == ["base", "steered"]
@@ -97,7 +105,9 @@ def test_interventions(run, arm):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's use of transformers
 def test_lora_and_full(run):
-    results = run(intervention={"name": "lora", "rank": 2, "targets": ["down_proj"]}, report=("base", "steered", "random"))
+    results = run(
+        intervention={"name": "lora", "rank": 2, "targets": ["down_proj"]}, report=("base", "steered", "random")
+    )
     assert [row["arm"] for row in results["rows"]] == ["base", "steered"], "a random vector is no control for LoRA"
     assert results["rows"][1]["trainable_params"] == 3 * 2 * (32 + 64) and results["rows"][1]["kept_aside_bytes"] == 0
     assert all(key.startswith("policy.adapter.weights.") for key in checkpoint_keys(run.folder))
