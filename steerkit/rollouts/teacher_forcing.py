@@ -130,8 +130,8 @@ def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: i
                 rest = model.hidden_states(fed, whole, positions, past_key_values=cache, use_cache=True)
             else:
                 stream = _padded([row for group in groups for row in group.streams], width - 1, device, left=False)
-                later = model.token_mask.generated
-                rest = suffix_states(model, layer, stream, whole, positions, cast(SuffixCache, cache), later)
+                on = model.token_mask.generated
+                rest = suffix_states(model, layer, stream, whole, positions, cast(SuffixCache, cache), on)
             states = torch.cat([states, rest], dim=1)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     real = torch.arange(width, device=device) < lengths[:, None]
