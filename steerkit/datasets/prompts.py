@@ -81,13 +81,15 @@ class PromptTemplate:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> PromptTemplate:
-        """Raises SteerkitError for an unknown setting."""
+        """Raises SteerkitError for an unknown setting, or one of the wrong kind (a vector's file may hold anything)."""
         known = [f.name for f in fields(cls)]
-        for key in settings:
+        for key, value in settings.items():
             if key not in known:
                 raise SteerkitError(
                     f"A prompt template has no setting {key!r}.{did_you_mean(key, known)} Settings: {', '.join(known)}."
                 )
+            if not (_are_shots(value) if key == "few_shot" else value is None or isinstance(value, str)):
+                raise SteerkitError(f"The prompt template's {key} can't be {value!r:.60}.")
         return cls(**settings)
 
     def _ask(self, problem: str) -> str:
@@ -127,6 +129,12 @@ class PromptTemplate:
                 return text
         folded = _turn("user", f"{self.system}\n\n{turns[0]['content']}".lstrip())
         return _apply(tokenizer, [folded, *turns[1:]])
+
+
+def _are_shots(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(shot, Mapping) and all(isinstance(text, str) for text in (*shot, *shot.values())) for shot in value
+    )
 
 
 def fit_to_context(

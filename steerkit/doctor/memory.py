@@ -111,12 +111,13 @@ class Costs:
         largest, chunk = 0.0, 0
         for batch_ in micro_batches([group] * batch.prompts, batch.micro_batch_tokens, self.shared_prompts):
             rows = sum(len(picks) for _, picks in batch_)
-            whole = self._saved(batch.prompt_tokens + batch.max_tokens)
+            length = batch.prompt_tokens + batch.max_tokens
             if self.shared_prompts:
-                prompt = self._saved(batch.prompt_tokens)
-                saved = len(batch_) * prompt + rows * (whole - prompt + self.saved_per_shared * batch.prompt_tokens)
+                # A completion's tokens attend to the whole row.
+                answer = self._saved(batch.max_tokens, length) + self.saved_per_shared * batch.prompt_tokens
+                saved = len(batch_) * self._saved(batch.prompt_tokens) + rows * answer
             else:
-                saved = rows * whole
+                saved = rows * self._saved(length)
             largest, chunk = max(largest, saved), max(chunk, min(CHUNK, rows * batch.max_tokens))
         parts = {
             "weights": self.weights,
@@ -127,8 +128,9 @@ class Costs:
             parts["allocator"] = HEAP * (parts["activations"] + parts["logits"])
         return parts
 
-    def _saved(self, length: int) -> float:
-        return self.saved_per_token * length + self.saved_per_square * length**2
+    def _saved(self, tokens: int, attended: int | None = None) -> float:
+        """Saved by a row of so many tokens, which attend to as many (or to so many)."""
+        return self.saved_per_token * tokens + self.saved_per_square * tokens * (attended or tokens)
 
 
 def measure(subject: Subject) -> Costs:
@@ -144,16 +146,14 @@ def measure(subject: Subject) -> Costs:
     per_token = (cached[1] - cached[0]) / (long - short)
     own = saved[1] / long - square * long
 
-    def alone(length: int) -> float:
-        return own * length + square * length**2
-
     shared = 0.0
     if not has_running_state(subject.base):
         tokens = rows[1][0].tolist()
         group = Branches(tokens[:-short], [tokens[-short - 1 :], tokens[-short - 1 :]])
         prompt = long - short
         both = _saved_bytes(model, lambda: predicting_states(model, [group], subject.pad_id))
-        shared = max(0.0, (both - alone(prompt) - 2 * (alone(long) - alone(prompt))) / (2 * prompt))
+        expected = own * (prompt + 2 * short) + square * (prompt**2 + 2 * short * long)
+        shared = max(0.0, (both - expected) / (2 * prompt))
     tensors = {t.data_ptr(): t for t in [*subject.base.parameters(), *subject.base.buffers()]}
     return Costs(
         weights=sum(t.numel() * t.element_size() for t in tensors.values()),

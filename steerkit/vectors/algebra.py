@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from steerkit import registry
 from steerkit.errors import PluginError, VectorError
 from steerkit.hookpoints import HookPoint
+from steerkit.vectors import limits
 
 if TYPE_CHECKING:
     from steerkit.interventions.base import Intervention
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 
 def _plugin(vector: SteeringVector) -> type[Intervention]:
-    plugin: type[Intervention] = registry.resolve("interventions", vector.intervention)
-    return plugin
+    return limits.plugin_of(vector)
 
 
 def scaled(vector: SteeringVector, factor: float) -> SteeringVector:

@@ -60,8 +60,7 @@ def load(folder: Path, source: str, allow_code: bool = False) -> SteeringVector:
         if not (folder / name).is_file():
             raise VectorError(f"{source} has no {name}: a vector is a folder written by save_pretrained.")
     try:
-        with (folder / CONFIG_FILE).open("rb") as file:
-            data = file.read(limits.MAX_CONFIG_BYTES + 1)
+        data = limits.read_config(folder / CONFIG_FILE, source)
         config = _parse_config(data, f"{source}/{CONFIG_FILE}")
         limits.check_tensor_file(folder / TENSOR_FILE, source)
     except OSError as error:

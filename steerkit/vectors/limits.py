@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steerkit import registry
 from steerkit.errors import SteerkitError, VectorError
 
 if TYPE_CHECKING:
@@ -69,14 +70,23 @@ def check_tensor_file(path: Path, source: str) -> None:
             raise VectorError(f"{source}/{path.name} is damaged ({key[:80]!r} lies outside the file): copy it again.")
 
 
+def read_config(path: Path, source: str) -> bytes:
+    """The bytes of a config file.
+
+    Raises:
+        VectorError: if it is too large.
+    """
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise VectorError(f"{source}/{path.name} has more than {MAX_CONFIG_BYTES:,} bytes: it is no vector's config.")
+    return path.read_bytes()
+
+
 def read_json(data: bytes, place: str) -> dict[str, Any]:
     """The JSON object in ``data``.
 
     Raises:
-        VectorError: if it is none, or too large.
+        VectorError: if it is none.
     """
-    if len(data) > MAX_CONFIG_BYTES:
-        raise VectorError(f"{place} has more than {MAX_CONFIG_BYTES:,} bytes: it is no vector's config.")
     try:
         value = json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
@@ -96,7 +106,8 @@ def check_types(config: Mapping[str, Any], source: str) -> None:
     for table, kinds in tables:
         for name, kind in kinds.items():
             value = table.get(name)
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            absent = name not in table or (value is None and kinds is _RECEIPTS)
+            if not absent and (not isinstance(value, kind) or isinstance(value, bool)):
                 wanted = " or ".join(k.__name__ for k in kind)
                 raise VectorError(f"{source}: expected {name} to be {wanted}, got {value!r:.60}: save it again.")
     if len(config.get("token_mask") or "") > 100:
@@ -106,17 +117,33 @@ def check_types(config: Mapping[str, Any], source: str) -> None:
             raise VectorError(f"{source}: {name} {config[name]} can't be: a model has {MAX_WIDTH:,} at most.")
 
 
-def build(plugin: Any, vector: SteeringVector) -> dict[HookPoint, Intervention]:
-    """``plugin.build`` for the vector's hook points, if its settings ask for no absurd size.
+def plugin_of(vector: SteeringVector) -> type[Intervention]:
+    """The class that the vector's numbers are parameters of.
 
     Raises:
-        VectorError: for a plugin that is no intervention, or settings that it does not take.
+        PluginError: if it is not installed.
+        VectorError: if it is no intervention, or the numbers that its change is linear in are missing.
     """
     from steerkit.interventions.base import Intervention
 
-    label, settings = f"{vector.intervention!r}", dict(vector.settings)
+    plugin = registry.resolve("interventions", vector.intervention)
     if not (isinstance(plugin, type) and issubclass(plugin, Intervention)):
-        raise VectorError(f"{label} is no intervention: a vector can't be made of it.")
+        raise VectorError(f"{vector.intervention!r} is no intervention: a vector can't be made of it.")
+    for point, named in vector.tensors.items():
+        missing = [name for name in plugin.scale_by if name not in named]
+        if missing:
+            raise VectorError(f"{point} does not fit {vector.intervention!r}: it has no {missing[0]!r}.")
+    return plugin
+
+
+def build(vector: SteeringVector) -> dict[HookPoint, Intervention]:
+    """``Intervention.build`` for the vector's hook points, if its settings ask for no absurd size.
+
+    Raises:
+        PluginError, VectorError: as ``plugin_of``; also for settings that the intervention does not take.
+    """
+    plugin = plugin_of(vector)
+    label, settings = f"{vector.intervention!r}", dict(vector.settings)
     numbers = {key: abs(value) for key, value in settings.items() if isinstance(value, int) and key != "seed"}
     # What comes from the base model is a width; any other number (a rank) may multiply it.
     largest = max([1, *(value for key, value in numbers.items() if key not in plugin.needs)])

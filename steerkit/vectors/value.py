@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steerkit import registry
 from steerkit.errors import VectorError
 from steerkit.hookpoints import HookPoint
 from steerkit.token_masks import TokenMask
@@ -101,7 +100,7 @@ class SteeringVector:
             PluginError: if the intervention's plugin is not installed.
             VectorError: if the tensors are not the plugin's parameters.
         """
-        built = limits.build(registry.resolve("interventions", self.intervention), self)
+        built = limits.build(self)
         for point, intervention in built.items():
             try:
                 intervention.load_state_dict(dict(self.tensors[point]))
