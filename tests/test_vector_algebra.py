@@ -226,3 +226,9 @@ def test_fingerprint_mismatch_is_refused_on_demand():
     vector.check_fits(base, same_base=True)
     with pytest.raises(VectorError, match="trained on org/base"):
         vector.check_fits(other, same_base=True)
+
+
+def test_repr_is_one_short_line():
+    text = repr(make(layers=(0, 1, 2), model="org/base"))
+    assert text.startswith("SteeringVector(static at layers.0.output, layers.1.output") and text.endswith("org/base)")
+    assert "\n" not in text and len(text) < 200

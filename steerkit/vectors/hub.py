@@ -29,7 +29,9 @@ def fetch(source: str, revision: str | None = None) -> Path:
             snapshot_download(source, revision=revision, allow_patterns=[CONFIG_FILE, TENSOR_FILE, "README.md"])
         )
     except Exception as error:  # the HTTP library, and so its errors, changes with huggingface_hub's version
-        raise VectorError(f"No folder {source!r}, and the hub did not give it ({_reason(error)}).") from error
+        raise VectorError(
+            f"No folder {source!r} here; taken for a hub id, the hub did not give it ({_reason(error)})."
+        ) from error
 
 
 def push(vector: SteeringVector, repo_id: str, private: bool, message: str) -> str:

@@ -40,7 +40,7 @@ class VectorMetadata:
     """How it was made, and what it does: command, data set, steps, seed, metrics... (JSON values)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SteeringVector:
     """The tensors of one intervention at each of its hook points (a value: methods return new ones)."""
 
@@ -67,6 +67,11 @@ class SteeringVector:
                 if not bool(torch.isfinite(tensor).all()):
                     raise VectorError(f"{point} {name}: NaN or infinite numbers; use an earlier checkpoint.")
         object.__setattr__(self, "tensors", owned)
+
+    def __repr__(self) -> str:
+        made_for = self.metadata.model or "an unnamed model"
+        points = ", ".join(map(str, list(self.tensors)[:4])) + (", ..." if len(self.tensors) > 4 else "")
+        return f"SteeringVector({self.intervention} at {points}; mask {self.token_mask}; norm {self.norm():.4g}; {made_for})"
 
     # -- from and to models
 
