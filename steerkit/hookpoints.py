@@ -22,14 +22,14 @@ Alphabetical order is forward order.
 """
 
 _SPELLINGS: tuple[tuple[re.Pattern[str], str | None], ...] = (
-    (re.compile(r"^layers\.(?P<layer>-?\d+)(?:\.(?P<site>[a-z_]+))?$"), None),  # ours
-    (re.compile(r"^(?P<layer>-?\d+)$"), None),
-    (re.compile(r"^layers(?:_output)?\[(?P<layer>-?\d+)\]$"), "output"),  # nnterp
-    (re.compile(r"^attentions_output\[(?P<layer>-?\d+)\]$"), "attn_output"),
-    (re.compile(r"^mlps_output\[(?P<layer>-?\d+)\]$"), "mlp_output"),
-    (re.compile(r"^blocks\.(?P<layer>-?\d+)\.hook_resid_post$"), "output"),  # TransformerLens
-    (re.compile(r"^blocks\.(?P<layer>-?\d+)\.hook_attn_out$"), "attn_output"),
-    (re.compile(r"^blocks\.(?P<layer>-?\d+)\.hook_mlp_out$"), "mlp_output"),
+    (re.compile(r"^layers\.(?P<layer>-?\d{1,9})(?:\.(?P<site>[a-z_]+))?$"), None),  # ours
+    (re.compile(r"^(?P<layer>-?\d{1,9})$"), None),
+    (re.compile(r"^layers(?:_output)?\[(?P<layer>-?\d{1,9})\]$"), "output"),  # nnterp
+    (re.compile(r"^attentions_output\[(?P<layer>-?\d{1,9})\]$"), "attn_output"),
+    (re.compile(r"^mlps_output\[(?P<layer>-?\d{1,9})\]$"), "mlp_output"),
+    (re.compile(r"^blocks\.(?P<layer>-?\d{1,9})\.hook_resid_post$"), "output"),  # TransformerLens
+    (re.compile(r"^blocks\.(?P<layer>-?\d{1,9})\.hook_attn_out$"), "attn_output"),
+    (re.compile(r"^blocks\.(?P<layer>-?\d{1,9})\.hook_mlp_out$"), "mlp_output"),
 )
 
 

@@ -43,6 +43,7 @@ def code_in(tree: Any) -> Iterator[str]:
     """Import paths that a parsed config names (``class_path``, and dotted names among the trainer's settings)."""
     for keys, value in _leaves(tree):
         imported = "trainer" in keys and keys[-1] not in WRITTEN and _DOTTED.match(str(value))
+        imported = imported and _readable(str(value)) is None  # a file of settings is looked through by itself
         if "class_path" in keys or imported:
             yield str(value)
 
@@ -73,10 +74,13 @@ def _check_file(name: str, arguments: Sequence[str], allow_code: bool, seen: set
 def _check_place(name: str, option: str, value: str, arguments: Sequence[str]) -> None:
     typed = any(re.match(rf"--([\w.]+\.)?{option}(=|$)", argument) for argument in arguments)
     here = Path.cwd().resolve()
-    place = Path(value).expanduser().resolve()
-    if not typed and here not in place.parents:
+    try:
+        inside = here in Path(value).expanduser().resolve().parents
+    except (OSError, ValueError, RuntimeError):  # too long a name, a null byte, no such home
+        inside = False
+    if not typed and not inside:
         raise SteerkitError(
-            f"{name}: {option} {value} is not inside the working directory: give --{option} on the command line."
+            f"{name}: {option} {value[:200]!r} is not inside the working directory: give --{option} on the command line."
         )
 
 

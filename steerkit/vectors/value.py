@@ -71,7 +71,8 @@ class SteeringVector:
     def __repr__(self) -> str:
         made_for = self.metadata.model or "an unnamed model"
         points = ", ".join(map(str, list(self.tensors)[:4])) + (", ..." if len(self.tensors) > 4 else "")
-        return f"SteeringVector({self.intervention} at {points}; mask {self.token_mask}; norm {self.norm():.4g}; {made_for})"
+        facts = f"mask {self.token_mask}; norm {self.norm():.4g}; {made_for}"
+        return f"SteeringVector({self.intervention} at {points}; {facts})"
 
     # -- from and to models
 
