@@ -6,12 +6,12 @@ import io
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
@@ -56,10 +56,11 @@ class SteerkitCLI(LightningCLI):
         """Lightning would take settings from the checkpoint, over what config and command line say."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run_dir", default="runs/latest", help="folder of this run; an older run is set aside")
-        parser.add_argument("--vector_every", type=int, default=20, help="steps between writes of run_dir/vector")
-        parser.add_argument("--samples_every", type=int, default=20, help="steps between sample tables; 0: none")
-        parser.add_argument("--data_root", type=str | None, default=None, help="folder where relative data paths start")
+        add = parser.add_argument
+        add("--run_dir", type=str, default="runs/latest", help="folder of this run; an older run is set aside")
+        add("--vector_every", type=int, default=20, help="steps between writes of the vector and a checkpoint")
+        add("--samples_every", type=int, default=20, help="steps between sample tables; 0: none")
+        add("--data_root", type=str | None, default=None, help="folder where relative data paths start")
         parser.add_dataclass_arguments(ReportConfig, "report")
         parser.set_defaults(
             {
@@ -81,6 +82,9 @@ class SteerkitCLI(LightningCLI):
         for spec in code_in({"trainer": config["trainer"].as_dict()}):
             if not registry.may_import(spec):
                 raise registry.refuse_code(spec, "A config file")
+        _refuse_empty("", config, dict.fromkeys(("vector_every", "samples_every"), int) | {"run_dir": str})
+        for name, kind in (("model", SteeringModule), ("data", PromptDataModule), ("report", ReportConfig)):
+            _refuse_empty(f"{name}.", config[name], get_type_hints(kind.__init__))
         if config["data_root"] is not None:
             config["data"]["data_root"] = config["data_root"]
         if str(config["trainer"].get("precision") or "").endswith("-true"):
@@ -282,6 +286,15 @@ class SteerkitCLI(LightningCLI):
                 child.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 child.kill()
+
+
+def _refuse_empty(prefix: str, values: Any, hints: Mapping[str, Any]) -> None:
+    """A line without a value in a config reads as null, which the config parser lets pass everywhere."""
+    if values is None:
+        raise SteerkitError(f"{prefix.rstrip('.')} is empty: give its settings, or leave it out.")
+    for name, hint in hints.items():
+        if name in values and values[name] is None and type(None) not in (hint, *get_args(hint)):
+            raise SteerkitError(f"{prefix}{name} is empty: give it a value, or leave it out.")
 
 
 def _places(points: Sequence[HookPoint], n_layers: int) -> str:

@@ -79,8 +79,9 @@ def _check_place(name: str, option: str, value: str, arguments: Sequence[str]) -
     except (OSError, ValueError, RuntimeError):  # too long a name, a null byte, no such home
         inside = False
     if not typed and not inside:
+        shown = value[:200]
         raise SteerkitError(
-            f"{name}: {option} {value[:200]!r} is not inside the working directory: give --{option} on the command line."
+            f"{name}: {option} {shown!r} is not inside the working directory: give --{option} on the command line."
         )
 
 
