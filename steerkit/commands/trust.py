@@ -42,7 +42,7 @@ def check_configs(arguments: Sequence[str], allow_code: bool = False) -> None:
 def code_in(tree: Any) -> Iterator[str]:
     """Import paths that a parsed config names (``class_path``, and dotted names among the trainer's settings)."""
     for keys, value in _leaves(tree):
-        imported = "trainer" in keys and keys[-1] not in WRITTEN and _DOTTED.match(str(value))
+        imported = "trainer" in keys and keys[-1] not in WRITTEN and _DOTTED.match(str(value)) is not None
         imported = imported and _readable(str(value)) is None  # a file of settings is looked through by itself
         if "class_path" in keys or imported:
             yield str(value)
