@@ -21,7 +21,7 @@ quickstart: install ## install into $(VENV), then train a vector on the packaged
 install: $(VENV)/.installed ## install steerkit and its pinned dependencies into $(VENV)
 
 test: $(VENV)/.installed-test ## install the test tools, then run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.installed-dev ## ruff, its formatter, and mypy
 	$(BIN)/ruff check .
