@@ -11,7 +11,7 @@ from steerkit.commands.evaluate import default_device
 from steerkit.datasets import PromptTemplate
 from steerkit.models import LoadedModel, SteeredModel, load_model
 from steerkit.rollouts import SamplingParams, encode_prompts
-from steerkit.rollouts.transformers_sampler import TransformersSampler
+from steerkit.rollouts.fast_sampler import FastSampler
 from steerkit.types import Example
 from steerkit.vectors import SteeringVector
 
@@ -28,7 +28,7 @@ def answers(
     prompts = encode_prompts(
         loaded.base, loaded.tokenizer, template, [Example("chat", text, "")], params.max_tokens, "refuse"
     )
-    sampler = TransformersSampler()
+    sampler = FastSampler()
     return [sampler.sample(m, loaded.tokenizer, prompts, 1, params, seed)[0].rollouts[0].text for m in models]
 
 

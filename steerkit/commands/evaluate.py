@@ -56,7 +56,7 @@ def build_parser() -> ArgumentParser:
     add("--max_tokens", type=int | None, default=None, help="default: the protocol's, the vector's, else 128")
     add("--seed", type=int, default=1, help="of the samples and the bootstrap")
     add("--verifier", type=str | dict | None, default=None, help="default: what the vector was trained with, else math")
-    add("--sampler", type=str | dict, default="transformers")
+    add("--sampler", type=str | dict, default="fast")
     add("--batch_tokens", type=int | None, default=65536, help="tokens (prompts and answers) decoded at once")
     add("--random_control", type=bool, default=False, help="add a norm-matched random vector's row")
     add("--train_data", nargs="+", type=str, default=[], help="flag problems seen in these; default: the vectors' own")

@@ -71,7 +71,7 @@ def build_parser() -> ArgumentParser:
     add("--max_tokens", type=int, default=128, help="of the samples after openings, and of later evaluations")
     add("--seed", type=int, default=0, help="of the choice of problems and the samples")
     add("--prompt", type=PromptTemplate, default=PromptTemplate(), help="default: the paper's chat prompt")
-    add("--sampler", type=str | dict, default="transformers")
+    add("--sampler", type=str | dict, default="fast")
     add("--micro_batch_tokens", type=int, default=16384, help="padded tokens in one forward pass")
     add("--dtype", default="auto")
     add("--device", type=str | None, default=None, help="default: cuda if there is one, else cpu")

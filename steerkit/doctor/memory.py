@@ -23,9 +23,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +38,7 @@ from steerkit.models import SteeredModel
 from steerkit.models.caching import has_running_state
 from steerkit.models.layout import text_config
 from steerkit.rollouts import Branches, micro_batches
-from steerkit.rollouts.teacher_forcing import predicting_states
+from steerkit.rollouts.footprint import PROBES, Saved, saved_for_backward
 
 if TYPE_CHECKING:
     from steerkit.doctor.subject import Subject
@@ -48,8 +47,6 @@ CHUNK = 512
 """Rows of logits that are alive at a time in the update (``models.logprobs.token_log_probs``)."""
 HEAP = 0.8
 """What the C library's heap takes on top in an update on a CPU, at most (measured: docs/doctor.md)."""
-_PROBES = (16, 48)
-"""Tokens of the two measured passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +79,7 @@ class Costs:
     cache_per_token: float
     cache_fixed: float
     """A row's running state, whatever its length."""
-    saved_per_token: float
-    saved_per_square: float
-    saved_per_shared: float
-    """For each completion and each token of its prompt, where the prompt is run once for all of them."""
+    saved: Saved
     blocks: int
     vocabulary: int
     itemsize: int
@@ -102,7 +96,7 @@ class Costs:
             "weights": self.weights,
             "cache": rows * row * (1 + 2 / self.blocks),
             "logits": rows * self.vocabulary * (self.itemsize + 16),
-            "prefill": prompts * self._saved(batch.prompt_tokens) / self.blocks,
+            "prefill": prompts * self.saved.row(batch.prompt_tokens) / self.blocks,
         }
 
     def update(self, batch: Batch) -> dict[str, float]:
@@ -114,10 +108,10 @@ class Costs:
             length = batch.prompt_tokens + batch.max_tokens
             if self.shared_prompts:
                 # A completion's tokens attend to the whole row.
-                answer = self._saved(batch.max_tokens, length) + self.saved_per_shared * batch.prompt_tokens
-                saved = len(batch_) * self._saved(batch.prompt_tokens) + rows * answer
+                answer = self.saved.row(batch.max_tokens, length) + self.saved.per_shared * batch.prompt_tokens
+                saved = len(batch_) * self.saved.row(batch.prompt_tokens) + rows * answer
             else:
-                saved = rows * self._saved(length)
+                saved = rows * self.saved.row(length)
             largest, chunk = max(largest, saved), max(chunk, min(CHUNK, rows * batch.max_tokens))
         parts = {
             "weights": self.weights,
@@ -128,40 +122,22 @@ class Costs:
             parts["allocator"] = HEAP * (parts["activations"] + parts["logits"])
         return parts
 
-    def _saved(self, tokens: int, attended: int | None = None) -> float:
-        """Saved by a row of so many tokens, which attend to as many (or to so many)."""
-        return self.saved_per_token * tokens + self.saved_per_square * tokens * (attended or tokens)
-
 
 def measure(subject: Subject) -> Costs:
     """Two forward passes with gradients and two with a cache."""
     points = [HookPoint(layer) for layer in range(subject.bare.n_layers)]
     model = SteeredModel(subject.base, Static.build(points, subject.bare.d_model), subject.layout)
     flat = subject.ids.flatten()
-    rows = [flat.repeat(1 + length // len(flat))[:length][None] for length in _PROBES]
-    saved = [_saved_bytes(model, partial(model.hidden_states, ids, torch.ones_like(ids))) for ids in rows]
+    rows = [flat.repeat(1 + length // len(flat))[:length][None] for length in PROBES]
     cached = subject.no_grad(lambda: [_cache_bytes(model, ids) for ids in rows])
-    short, long = _PROBES
-    square = max(0.0, (saved[1] / long - saved[0] / short) / (long - short))
+    short, long = PROBES
     per_token = (cached[1] - cached[0]) / (long - short)
-    own = saved[1] / long - square * long
-
-    shared = 0.0
-    if not has_running_state(subject.base):
-        tokens = rows[1][0].tolist()
-        group = Branches(tokens[:-short], [tokens[-short - 1 :], tokens[-short - 1 :]])
-        prompt = long - short
-        both = _saved_bytes(model, lambda: predicting_states(model, [group], subject.pad_id))
-        expected = own * (prompt + 2 * short) + square * (prompt**2 + 2 * short * long)
-        shared = max(0.0, (both - expected) / (2 * prompt))
     tensors = {t.data_ptr(): t for t in [*subject.base.parameters(), *subject.base.buffers()]}
     return Costs(
         weights=sum(t.numel() * t.element_size() for t in tensors.values()),
         cache_per_token=per_token,
         cache_fixed=max(0.0, cached[0] - per_token * short),
-        saved_per_token=own,
-        saved_per_square=square,
-        saved_per_shared=shared,
+        saved=saved_for_backward(model, flat, subject.pad_id),
         blocks=subject.bare.n_layers,
         vocabulary=int(text_config(subject.base).vocab_size),
         itemsize=subject.base.dtype.itemsize,
@@ -240,21 +216,6 @@ def device_memory(device: torch.device) -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows
         return None
-
-
-def _saved_bytes(model: SteeredModel, run: Callable[[], Any]) -> int:
-    """What autograd keeps for the backward pass of ``run()``, each storage once; weights are there anyway."""
-    weights = {t.untyped_storage().data_ptr() for t in [*model.base.parameters(), *model.base.buffers()]}
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is given out twice
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        made = run()
-    del made
-    return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
 
 
 def _cache_bytes(model: SteeredModel, ids: Tensor) -> int:

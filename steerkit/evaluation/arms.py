@@ -53,7 +53,7 @@ class Protocol:
     seed: int = 0
     """Of the samples and of the bootstrap."""
     verifier: str | Mapping[str, Any] = "math"
-    sampler: str | Mapping[str, Any] = "transformers"
+    sampler: str | Mapping[str, Any] = "fast"
     k_of: Mapping[str, int] = field(default_factory=dict)
     """Set -> samples a problem in place of ``k`` (the papers take 32 on the small sets)."""
     seeds: int = 1

@@ -2,6 +2,7 @@
 
 from steerkit.rollouts.prompting import encode_prompts
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams
+from steerkit.rollouts.suffix import without_streams
 from steerkit.rollouts.teacher_forcing import (
     Branches,
     completion_log_probs,
@@ -21,4 +22,5 @@ __all__ = [
     "fold_seed",
     "micro_batches",
     "uniforms",
+    "without_streams",
 ]

@@ -81,7 +81,12 @@ def _packed_linears(base: nn.Module) -> Iterator[None]:
     if not torch.backends.mkldnn.is_available():
         yield
         return
-    linears = [m for m in base.modules() if type(m) is nn.Linear and m.weight.numel() >= _WORTH_PACKING]
+    linears = [
+        m
+        for m in base.modules()
+        # A weight that is spread over processes is not here to be packed.
+        if type(m) is nn.Linear and m.weight.numel() >= _WORTH_PACKING and not hasattr(m.weight, "device_mesh")
+    ]
     for linear in linears:
         linear.forward = _PackedForward(_pack(linear), linear.bias)  # type: ignore[method-assign, assignment]
     try:

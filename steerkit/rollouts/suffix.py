@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from steerkit.models.layout import hidden_of, text_config
 
 if TYPE_CHECKING:
     from steerkit.models import SteeredModel
+    from steerkit.types import RolloutGroup
 
 _PROBED: weakref.WeakKeyDictionary[nn.Module, dict[int, bool]] = weakref.WeakKeyDictionary()
 
@@ -34,6 +36,13 @@ def kept_layer(model: SteeredModel) -> int | None:
     only_output = all(point.site == "output" for point in model.points if point.layer == lowest)
     layer = lowest if only_output else lowest - 1
     return layer if layer >= 0 and _separable(model, layer) else None
+
+
+def without_streams(group: RolloutGroup) -> RolloutGroup:
+    """The same group without the residual stream that its rollouts carry."""
+    if group.stream is None:
+        return group
+    return replace(group, stream=None, rollouts=tuple(replace(rollout, stream=None) for rollout in group.rollouts))
 
 
 def _separable(model: SteeredModel, layer: int) -> bool:

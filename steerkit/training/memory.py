@@ -1,16 +1,21 @@
-"""A device out of memory: smaller batches, the same numbers."""
+"""Memory of a step: a budget that is kept from the start, and smaller batches where the device has less. The numbers
+stay the same, up to the order of sums.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from steerkit.errors import TrainingError
+from steerkit.errors import SteerkitError, TrainingError
 from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams
+from steerkit.rollouts.footprint import Saved, saved_for_backward, tokens_within
+from steerkit.rollouts.suffix import kept_layer
 from steerkit.training.step import UpdateStats, accumulate_gradients
 from steerkit.types import RolloutGroup
 
@@ -22,6 +27,64 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+KEPT_SHARE = 0.25
+"""The part of the budget that the residual stream kept from a step's rollouts may take; without it the update runs the
+prefix again, without gradient.
+"""
+
+
+def budget_bytes(gigabytes: float | None, device: torch.device) -> float:
+    """Bytes for what a step keeps: 2 GB on a CPU, a quarter of an accelerator's memory, unless said otherwise.
+
+    A constant of the machine, not what is free at the moment: the split into micro-batches must repeat itself.
+
+    Raises:
+        SteerkitError: for a budget that is not positive.
+    """
+    if gigabytes is not None:
+        if not gigabytes > 0:
+            raise SteerkitError(f"memory_budget must be above 0 (GB), got {gigabytes}.")
+        return gigabytes * 1e9
+    return torch.cuda.get_device_properties(device).total_memory / 4 if device.type == "cuda" else 2e9
+
+
+class Budget:
+    """Holds a step's activations and its kept streams within a number of bytes.
+
+    Args:
+        gigabytes: None: ``budget_bytes``' own choice.
+    """
+
+    def __init__(self, gigabytes: float | None = None) -> None:
+        budget_bytes(gigabytes, torch.device("cpu"))
+        self.gigabytes = gigabytes
+        self._saved: Saved | None = None
+
+    def keeping(
+        self, model: SteeredModel, prompts: Sequence[EncodedPrompt], k: int, params: SamplingParams
+    ) -> SamplingParams:
+        """``params``, with the block whose output the rollouts should carry, where that fits."""
+        layer = kept_layer(model)
+        if layer is None:
+            return params
+        positions = sum(len(prompt.ids) + k * params.max_tokens for prompt in prompts)
+        fits = positions * model.d_model * model.dtype.itemsize <= KEPT_SHARE * budget_bytes(
+            self.gigabytes, model.device
+        )
+        return replace(params, keep_layer=layer) if fits else params
+
+    def micro_batch_tokens(
+        self, model: SteeredModel, prompts: Sequence[EncodedPrompt], max_tokens: int, pad_id: int, most: int
+    ) -> int:
+        """Padded tokens of a micro-batch whose activations stay within the budget, at most ``most``."""
+        if self._saved is None:
+            ids = torch.tensor(prompts[0].ids, device=model.device)
+            self._saved = saved_for_backward(model, ids, pad_id)
+        longest = max(len(prompt.ids) for prompt in prompts) + max_tokens
+        rest = (1 - KEPT_SHARE) * budget_bytes(self.gigabytes, model.device)
+        return min(most, tokens_within(self._saved, rest, longest))
 
 
 def sample(

@@ -19,7 +19,7 @@ from steerkit.evaluation import AvgAtK
 from steerkit.evaluation.arms import correct_table, judge_groups, sample_records
 from steerkit.models import LoadedModel, fingerprint, load_model
 from steerkit.rewards import Rubric, Verifiable
-from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams, encode_prompts, fold_seed
+from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams, encode_prompts, fold_seed, without_streams
 from steerkit.training import memory
 from steerkit.training.distributed import Processes
 from steerkit.training.metrics import StepTable, step_metrics
@@ -68,7 +68,9 @@ class SteeringModule(L.LightningModule):
         temperature: of the rollouts; the trained policy is the one at this temperature.
         max_tokens: length limit of a completion; a cut-off one counts as wrong.
         prompt: how a problem is put to the model.
-        micro_batch_tokens: padded tokens in one forward and backward pass.
+        micro_batch_tokens: padded tokens in one forward and backward pass, at most.
+        memory_budget: GB that a step's activations may take (1 GB = 10^9 bytes); default: 2 on a CPU, a quarter of an
+            accelerator's memory.
         validation_temperatures: the validation accuracy is taken at each of these.
         dtype: of the base: ``auto`` (as saved; float32 on a CPU), ``float32``, ``bfloat16``...
         layout: where the blocks are, for a family that steerkit doesn't know.
@@ -90,12 +92,13 @@ class SteeringModule(L.LightningModule):
         grad_clip: float = 2.0,
         objective: str | dict[str, Any] = "rloo",
         rewards: str | dict[str, float] | list[str | dict[str, Any]] = "verifiable",
-        sampler: str | dict[str, Any] = "transformers",
+        sampler: str | dict[str, Any] = "fast",
         samples_per_prompt: int = 16,
         temperature: float = 1.0,
         max_tokens: int = 128,
         prompt: PromptTemplate = PromptTemplate(),  # noqa: B008 (frozen)
         micro_batch_tokens: int = 16384,
+        memory_budget: float | None = None,
         validation_temperatures: list[float] = [0.0, 1.0],  # noqa: B006 (never changed; the CLI shows the default)
         dtype: str = "auto",
         layout: dict[str, str] | None = None,
@@ -123,6 +126,7 @@ class SteeringModule(L.LightningModule):
         self.judge = next((reward for reward in judges if isinstance(reward, Verifiable)), None) or Verifiable()
         self.loaded: LoadedModel | None = None
         self.run_state = RunState(self.rubric, micro_batch_tokens)
+        self.budget = memory.Budget(memory_budget)
         self.last_groups: list[RolloutGroup] = []
         self.last_verdicts: Any = None
         self.processes = Processes()
@@ -239,7 +243,7 @@ class SteeringModule(L.LightningModule):
                 self.loaded.tokenizer,
                 batch,
                 self.settings.samples_per_prompt,
-                self.params,
+                self.budget.keeping(self.policy, batch, self.settings.samples_per_prompt, self.params),
                 fold_seed(self.settings.seed, self.global_step),
                 retry=not processes.mirrored,
             )
@@ -254,18 +258,22 @@ class SteeringModule(L.LightningModule):
         # Under DDP each backward would average over the processes: the sum is made once, by hand.
         with processes.phase(), getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
             advantages = self.objective.advantages(table.rewards, table.valid)
-            stats, self.run_state.micro_batch_tokens = memory.add_gradients(
+            pad_id, most = self.loaded.tokenizer.pad_token_id, self.run_state.micro_batch_tokens
+            tokens = self.budget.micro_batch_tokens(self.policy, batch, self.params.max_tokens, pad_id, most)
+            stats, fitted = memory.add_gradients(
                 self.policy,
                 self.objective,
                 groups,
                 advantages[torch.tensor(processes.deal(range(len(advantages))))],
                 table.n_tokens,
-                self.loaded.tokenizer.pad_token_id,
+                pad_id,
                 self.params.temperature,
-                self.run_state.micro_batch_tokens,
+                tokens,
                 self.manual_backward,
                 retry=not processes.mirrored,
             )
+        if fitted < tokens:
+            self.run_state.micro_batch_tokens = fitted
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         processes.add_gradients(parameters)
         (loss,), (gap,) = processes.total(stats.loss), processes.largest(stats.logprob_gap)
@@ -280,7 +288,7 @@ class SteeringModule(L.LightningModule):
         optimizer.step()
         done = time.perf_counter()
         self.run_state.end_step(self.global_step, table.n_tokens, done - began)
-        self.last_groups, self.last_verdicts = groups, scores.verdicts
+        self.last_groups, self.last_verdicts = [without_streams(group) for group in groups], scores.verdicts
         metrics = step_metrics(table, advantages, self.policy) | {
             "loss": loss,
             "grad_norm": norm,

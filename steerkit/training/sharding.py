@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.strategy import Strategy
 
 from steerkit.errors import SteerkitError
+from steerkit.rollouts.fast_sampler import FastSampler
 from steerkit.rollouts.transformers_sampler import TransformersSampler
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ def check_shardable(model: SteeredModel, sampler: Sampler) -> None:
     """
     if model.adapter is not None:
         raise SteerkitError(f"{STRATEGY} spreads a frozen base: a baseline that trains weights can't be spread.")
-    if type(sampler) is not TransformersSampler:
-        raise SteerkitError(f"{STRATEGY} needs sampler: transformers, whose passes are the same in all processes.")
+    if type(sampler) not in (TransformersSampler, FastSampler):
+        raise SteerkitError(
+            f"{STRATEGY} needs sampler: fast or transformers, whose passes are the same in all processes."
+        )
 
 
 def shard(model: SteeredModel, mesh: DeviceMesh) -> None:

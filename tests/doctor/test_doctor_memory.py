@@ -7,12 +7,13 @@ import torch
 from helpers import tokenizer
 
 from steerkit.doctor import CHECKS, Batch, Subject, examine, memory
-from steerkit.doctor.memory import _cache_bytes, _saved_bytes, measure
+from steerkit.doctor.memory import _cache_bytes, measure
 from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.models import SteeredModel
 from steerkit.rollouts import Branches
+from steerkit.rollouts.footprint import _saved_bytes
 from steerkit.rollouts.teacher_forcing import predicting_states
 from steerkit.testing import tiny_model
 

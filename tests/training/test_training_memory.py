@@ -7,12 +7,13 @@ import torch
 from helpers import prompts, tokenizer
 from runs import fit, numbers, write_run
 
-from steerkit.errors import TrainingError
+from steerkit.errors import SteerkitError, TrainingError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.models import SteeredModel
 from steerkit.objectives import RLOO, leave_one_out_advantages
 from steerkit.rollouts import SamplingParams, teacher_forcing
+from steerkit.rollouts.footprint import saved_for_backward
 from steerkit.rollouts.transformers_sampler import TransformersSampler
 from steerkit.testing import tiny_model
 from steerkit.training import memory
@@ -119,3 +120,27 @@ def test_a_run_goes_on_with_smaller_batches_in_sampling_and_update(tmp_path, mon
     assert calls and "the sampler's max_rows goes from 64 to 8" in caplog.text
     assert "micro_batch_tokens goes from" in caplog.text
     torch.testing.assert_close(numbers(tmp_path / "run"), numbers(tmp_path / "whole"), atol=1e-4, rtol=1e-4)
+
+
+def test_a_budget_bounds_the_micro_batches_and_the_kept_stream():
+    tok = tokenizer()
+    model = SteeredModel(
+        tiny_model("llama", vocab_size=len(tok), max_position_embeddings=256), {HookPoint(1): Static(32)}
+    )
+    batch = prompts(tok)
+    params = SamplingParams(1.0, 20)
+    longest = max(len(prompt.ids) for prompt in batch) + 20
+    saved = saved_for_backward(model, torch.tensor(batch[0].ids), tok.pad_token_id)
+    roomy, tight = memory.Budget(1.0), memory.Budget(4e-5)
+    assert roomy.micro_batch_tokens(model, batch, 20, tok.pad_token_id, 16384) == 16384
+    tokens = tight.micro_batch_tokens(model, batch, 20, tok.pad_token_id, 16384)
+    assert 0.8 * 3e4 < tokens * saved.row(longest) / longest <= 3e4  # three quarters of 40,000 bytes
+    # The stream: 32 numbers of 4 bytes at each position, a quarter of the budget.
+    assert roomy.keeping(model, batch, 4, params).keep_layer == 1
+    assert tight.keeping(model, batch, 4, params).keep_layer is None
+
+
+@pytest.mark.parametrize("gigabytes", [0, -1.0, float("nan")])
+def test_a_budget_is_positive(gigabytes):
+    with pytest.raises(SteerkitError, match="memory_budget must be above 0"):
+        memory.Budget(gigabytes)
