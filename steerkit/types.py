@@ -40,7 +40,7 @@ class Rollout:
     """The completion decoded without special tokens."""
     stream: Any = field(default=None, compare=False, repr=False)
     """[T - 1, D] tensor or None: the residual stream at the tokens but the last, as it leaves the block that the
-    sampler was asked to keep (``SamplingParams.keep_layer``), before that block's steering."""
+    sampler was asked to keep (``SamplingParams.keep_layers``), before that block's steering."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ class RolloutGroup:
     """[P] the part of the prompt that each token belongs to; empty if unknown."""
     stream: Any = field(default=None, compare=False, repr=False)
     """[P, D] tensor or None: as ``Rollout.stream``, at the prompt's tokens."""
+    stream_layer: int | None = field(default=None, compare=False, repr=False)
+    """The block that the streams left."""
+    policy: int = 0
+    """Which of the policies that share a batch sampled it (``models.stacked``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from steerkit.errors import SteerkitError, VectorError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions.base import Intervention
+from steerkit.interventions.rowwise import Rows, Rowwise
 from steerkit.models.counter import SteeringCounter
 from steerkit.models.layout import Layout, final_logits, find_layout, hidden_of, text_config, with_hidden
 from steerkit.models.positions import call_positions, positions_from_mask
@@ -55,6 +56,7 @@ class SteeredModel(nn.Module):
         layout: Layout | Mapping[str, str] | None = None,
         token_mask: TokenMask | str = "all",
         adapter: nn.Module | None = None,
+        policies: int = 1,
     ) -> None:
         """
         Args:
@@ -63,6 +65,7 @@ class SteeredModel(nn.Module):
             layout: where the base keeps its blocks, if its family is unknown.
             token_mask: at which positions the interventions act.
             adapter: a baseline that changes weights instead (``steerkit.baselines``).
+            policies: how many policies share its batches (``models.stacked.stack`` says it).
 
         Raises:
             VectorError: if a hook point lies outside the model, an intervention's width is not the model's, or it can't
@@ -99,6 +102,7 @@ class SteeredModel(nn.Module):
         self.steering = nn.ModuleDict({self._keys[point]: item for point, item in items}).to(base.device)
         self.counter = SteeringCounter(layers=len(items))
         self.adapter = adapter
+        self.policies = policies
         self._scopes: list[_Scope] = []
         self._now: Tensor | bool = True  # what the call in progress steers: all, nothing, or these positions
         self._shape: tuple[int, ...] = ()  # (B, T) of the call in progress
@@ -218,6 +222,37 @@ class SteeredModel(nn.Module):
     def steers(self) -> bool:
         """Whether a call made now would be steered: not inside ``disabled()``."""
         return not self._scopes or self._scopes[-1].enabled
+
+    @contextmanager
+    def rows(self, policies: Sequence[int] | Rows) -> Iterator[None]:
+        """Say whose rows the forward calls in the block are given; nothing to say where there is one policy.
+
+        Args:
+            policies: [B] policy numbers.
+        """
+        if self.policies == 1:
+            yield
+            return
+        stacked = [item for item in self.interventions.values() if isinstance(item, Rowwise)]
+        before = [item.rows for item in stacked]
+        rows = policies if isinstance(policies, Rows) else Rows(policies, self.device)
+        for item in stacked:
+            item.rows = rows
+        try:
+            yield
+        finally:
+            for item, old in zip(stacked, before, strict=True):
+                item.rows = old
+
+    def points_of(self, policy: int) -> tuple[HookPoint, ...]:
+        """The hook points of one policy, in forward order."""
+        if self.policies == 1:
+            return self.points
+        return tuple(
+            point
+            for point, item in self.interventions.items()
+            if isinstance(item, Rowwise) and str(policy) in item.members
+        )
 
     @contextmanager
     def prefill(self, prompt_positions: Tensor | None) -> Iterator[None]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from steerkit.errors import SteerkitError
+from steerkit.interventions.rowwise import Rows
 from steerkit.models.positions import mask_positions, positions_from_mask
 from steerkit.rollouts.acceleration import accelerated
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
 from steerkit.rollouts.slab_cache import SlabCache
-from steerkit.rollouts.suffix import keep_stream
+from steerkit.rollouts.suffix import KeptStreams, without_streams
 from steerkit.rollouts.teacher_forcing import left_pad
 from steerkit.rollouts.transformers_sampler import TransformersSampler
 from steerkit.rollouts.uniforms import uniforms
@@ -109,7 +110,9 @@ class _Decoder:
         self.age = torch.zeros(self.n_slots, dtype=torch.long, device=device)
         self.owners: list[tuple[int, int]] = [(-1, -1)] * self.n_slots
         self.done: dict[int, list[Rollout | None]] = {}
-        self.kept: list[Tensor] = []  # what the last forward pass left behind block keep_layer
+        self.policies = torch.zeros(self.n_slots, dtype=torch.long, device=device)
+        self.rows: Rows | None = None  # of the running slots; None: to be made anew
+        self.kept = KeptStreams(model, params.keep_layers)
         self.stream: Tensor | None = None  # [slots, T, D] of it, at the tokens that were fed
         self.prompt_streams: dict[int, Tensor] = {}
 
@@ -117,8 +120,7 @@ class _Decoder:
         logits: Tensor | None = None
         with ExitStack() as stack:
             stack.enter_context(accelerated(self.model, self.sampler.pack))
-            if self.params.keep_layer is not None:
-                self.kept = stack.enter_context(keep_stream(self.model, self.params.keep_layer))
+            stack.enter_context(self.kept.open())
             while self.waiting or self.cache.n_rows:
                 logits = self._join(logits)
                 assert logits is not None
@@ -139,17 +141,22 @@ class _Decoder:
         fresh = self._prefill(batch)
         first = self.cache.n_rows - n_prompts * self.k
         ids = [p.example.id for p in batch for _ in range(self.k)]
-        noise = uniforms(self.seed, ids, list(range(self.k)) * n_prompts, self.params.max_tokens)
+        seeds = [self.seed if p.seed is None else p.seed for p in batch for _ in range(self.k)]
+        noise = uniforms(seeds, ids, list(range(self.k)) * n_prompts, self.params.max_tokens)
         self.u[first : self.cache.n_rows] = torch.from_numpy(noise).to(self.u)
         self.age[first : self.cache.n_rows] = 0
         self.owners[first : self.cache.n_rows] = [(index, j) for index in chosen for j in range(self.k)]
-        for row, index in enumerate(chosen):
+        of_prompts = torch.tensor([p.policy for p in batch], device=self.policies.device)
+        self.policies[first : self.cache.n_rows] = of_prompts.repeat_interleave(self.k)
+        self.rows = None
+        for index in chosen:
             self.done[index] = [None] * self.k
-            if self.kept:
-                self.prompt_streams[index] = self.kept[-1][row, -len(self.prompts[index].ids) :].clone()
-        if self.kept and self.stream is None:
-            self.stream = fresh.new_zeros(self.n_slots, self.params.max_tokens, self.kept[-1].shape[-1])
-        self.kept.clear()
+        if self.kept.on:
+            streams = self.kept.take(of_prompts)
+            for row, index in enumerate(chosen):
+                self.prompt_streams[index] = streams[row, -len(self.prompts[index].ids) :].clone()
+            if self.stream is None:
+                self.stream = streams.new_zeros(self.n_slots, self.params.max_tokens, streams.shape[-1])
         return fresh if logits is None else torch.cat([logits, fresh])
 
     def _prefill(self, batch: Sequence[EncodedPrompt]) -> Tensor:
@@ -159,7 +166,7 @@ class _Decoder:
         ids, mask = left_pad([p.ids for p in batch], self.tokenizer.pad_token_id, model.device)
         lengths = [len(p.ids) for p in batch]
         steered = mask_positions(model.token_mask, lengths, [p.segments for p in batch], ids.shape[1], model.device)
-        with model.prefill(steered):
+        with model.prefill(steered), model.rows([p.policy for p in batch]):
             out = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -175,7 +182,7 @@ class _Decoder:
         """Sample one token a row; returns the slots that are finished."""
         n = self.cache.n_rows
         rows, age = torch.arange(n, device=logits.device), self.age[:n]
-        new, log_probs = draw_tokens(logits, self.u[rows, age], self.params.temperature)
+        new, log_probs = draw_tokens(logits, self.u[rows, age], self.params)
         self.tokens[rows, age], self.log_probs[rows, age] = new, log_probs
         age += 1
         self.last = new
@@ -198,9 +205,11 @@ class _Decoder:
             if all(rollout is not None for rollout in self.done[index]):
                 complete.append(index)
         moves = self.cache.leave(slots)
+        self.rows = None
         if moves:
             source, target = (torch.tensor(side, device=self.tokens.device) for side in zip(*moves, strict=True))
-            for tensor in (self.u, self.tokens, self.log_probs, self.age, self.last, self.stream):
+            own = (self.u, self.tokens, self.log_probs, self.age, self.last, self.policies, self.stream)
+            for tensor in own:
                 if tensor is not None:
                     tensor[target] = tensor[source]
             for there, here in moves:
@@ -208,22 +217,32 @@ class _Decoder:
         for index in complete:
             prompt = self.prompts[index]
             rollouts = tuple(rollout for rollout in self.done.pop(index) if rollout is not None)
+            layer = self.params.keep_layers[prompt.policy] if self.kept.on else None
             stream = self.prompt_streams.pop(index, None)
-            yield index, RolloutGroup(prompt.example, prompt.text, prompt.ids, rollouts, prompt.segments, stream)
+            group = RolloutGroup(
+                prompt.example, prompt.text, prompt.ids, rollouts, prompt.segments, stream, layer, prompt.policy
+            )
+            yield index, group if layer is not None else without_streams(group)
 
     def _forward(self) -> Tensor:
-        out = self.model(
+        n = self.cache.n_rows
+        if self.rows is None:
+            self.rows = Rows(self.policies[:n].tolist(), self.model.device)
+        with self.model.rows(self.rows):
+            out = self._step()
+        if self.kept.on:
+            assert self.stream is not None
+            latest = self.kept.take(self.policies[:n])[:, 0]
+            self.stream[torch.arange(n, device=latest.device), self.age[:n] - 1] = latest
+        self.cache.advance()
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def _step(self) -> Any:
+        return self.model(
             input_ids=self.last[: self.cache.n_rows, None],
             attention_mask=self.cache.attention_mask(),
             position_ids=self.cache.position_ids(),
             past_key_values=self.cache,
             use_cache=True,
         )
-        if self.kept:
-            n, latest = self.cache.n_rows, self.kept[-1][:, 0]
-            assert self.stream is not None
-            self.stream[torch.arange(n, device=latest.device), self.age[:n] - 1] = latest
-            self.kept.clear()
-        self.cache.advance()
-        logits: Tensor = out.logits[:, -1]
-        return logits

@@ -30,6 +30,10 @@ class EncodedPrompt:
     """[P] its token ids, without padding."""
     segments: tuple[str, ...] = ()
     """[P] the part of the prompt that each token belongs to (``token_masks.SEGMENTS``); empty if unknown."""
+    policy: int = 0
+    """Whose prompt it is, where several policies share a batch (``models.stacked``)."""
+    seed: int | None = None
+    """Of its samples; None: the seed that the sampler is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,20 @@ class SamplingParams:
     """0 means greedy."""
     max_tokens: int = 128
     """Length limit of a completion; one that reaches it has finish reason ``length``."""
-    keep_layer: int | None = None
-    """The block whose output the rollouts are to carry along (``rollouts.suffix.kept_layer``); a sampler may ignore
-    it.
+    top_p: float = 1.0
+    """Nucleus: draw from the most probable tokens that have this much probability together."""
+    top_k: int = 0
+    """Draw from this many most probable tokens; 0: from all."""
+    keep_layers: tuple[int | None, ...] = ()
+    """For each policy, the block whose output the rollouts are to carry along (``rollouts.suffix.kept_layers``), or
+    None; a sampler may ignore it.
     """
 
     def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise SteerkitError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
+        if self.top_k < 0:
+            raise SteerkitError(f"top_k must be 0 (all tokens) or more, got {self.top_k}.")
         if self.temperature < 0:
             raise SteerkitError(f"temperature must be 0 (greedy) or more, got {self.temperature}.")
         if self.max_tokens < 1:
@@ -85,27 +97,44 @@ class Sampler(ABC):
         return [groups[index] for index in range(len(prompts))]
 
 
-def draw_tokens(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def draw_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """One token a row by the inverse of the cumulative distribution.
 
     Args:
         logits: [R, V].
         u: [R] uniforms in [0, 1); not read when greedy.
-        temperature: 0 is greedy.
+        params: temperature (0 is greedy), top_k, then top_p of what top_k left.
 
     Returns:
-        (ids [R], log-probabilities [R] in nats, fp32).
+        (ids [R], log-probabilities [R] in nats, fp32, of the whole distribution at this temperature: top_k and top_p
+        choose from it and do not change it).
     """
+    temperature = params.temperature
     scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
     log_probs = torch.log_softmax(scaled, dim=-1)
     if temperature == 0:
         ids = scaled.argmax(dim=-1)
     else:
-        cdf = log_probs.exp().cumsum(dim=-1)
+        probabilities = _truncated(log_probs.exp(), params.top_k, params.top_p)
+        cdf = probabilities.cumsum(dim=-1)
         # Scaling u by the last entry takes out the rounding of the sum; right=True never picks a zero-probability id.
         target = (u.to(cdf.dtype).clamp(max=1 - 2**-24) * cdf[:, -1]).unsqueeze(-1)
         ids = torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
     return ids, log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def _truncated(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
+    """[R, V] with zeros at the tokens that may not be drawn; the rest is not scaled up."""
+    if 0 < top_k < probabilities.shape[-1]:
+        least = probabilities.topk(top_k, dim=-1).values[:, -1:]
+        probabilities = probabilities.where(probabilities >= least, 0)
+    if top_p < 1:
+        ordered = probabilities.sort(dim=-1, descending=True)
+        mass = ordered.values.cumsum(dim=-1)
+        # A token stays if those before it have less than top_p of what is left: so one always does.
+        stays = mass - ordered.values < top_p * mass[:, -1:]
+        probabilities = probabilities * torch.zeros_like(stays).scatter(-1, ordered.indices, stays)
+    return probabilities
 
 
 def stop_ids(model: SteeredModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -8,8 +8,8 @@ alone no block is left: the update is the final norm and the unembedding.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,20 +20,25 @@ from transformers.cache_utils import DynamicCache
 from steerkit.models.layout import hidden_of, text_config
 
 if TYPE_CHECKING:
+    from steerkit.hookpoints import HookPoint
     from steerkit.models import SteeredModel
     from steerkit.types import RolloutGroup
 
 _PROBED: weakref.WeakKeyDictionary[nn.Module, dict[int, bool]] = weakref.WeakKeyDictionary()
 
 
-def kept_layer(model: SteeredModel) -> int | None:
-    """The block whose output is worth keeping: the highest one that the steering leaves as it is, but for an
-    intervention on that output; None if there is none, or the blocks above can't be run on their own.
+def kept_layers(model: SteeredModel) -> tuple[int | None, ...]:
+    """For each policy, the block whose output is worth keeping: the highest one that the steering leaves as it is, but
+    for an intervention on that output; None if there is none, or the blocks above can't be run on their own.
     """
-    if not model.points or model.adapter is not None:
+    return tuple(_kept_layer(model, model.points_of(policy)) for policy in range(model.policies))
+
+
+def _kept_layer(model: SteeredModel, points: Sequence[HookPoint]) -> int | None:
+    if not points or model.adapter is not None:
         return None
-    lowest = min(point.layer for point in model.points)
-    only_output = all(point.site == "output" for point in model.points if point.layer == lowest)
+    lowest = min(point.layer for point in points)
+    only_output = all(point.site == "output" for point in points if point.layer == lowest)
     layer = lowest if only_output else lowest - 1
     return layer if layer >= 0 and _separable(model, layer) else None
 
@@ -102,6 +107,47 @@ def keep_stream(model: SteeredModel, layer: int) -> Iterator[list[Tensor]]:
         yield kept
     finally:
         handle.remove()
+
+
+class KeptStreams:
+    """What the last forward pass left behind each policy's block.
+
+    Args:
+        layers: ``kept_layers``, or empty to keep nothing.
+    """
+
+    def __init__(self, model: SteeredModel, layers: Sequence[int | None]) -> None:
+        self.model, self.layers = model, tuple(layers)
+        self._kept: dict[int, list[Tensor]] = {}
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Keep while the block lasts."""
+        with ExitStack() as stack:
+            for layer in sorted({layer for layer in self.layers if layer is not None}):
+                self._kept[layer] = stack.enter_context(keep_stream(self.model, layer))
+            yield
+
+    @property
+    def on(self) -> bool:
+        return bool(self._kept)
+
+    def take(self, policies: Tensor) -> Tensor:
+        """[B, T, D] of the last pass, row by row that of its policy's block; whatever stands there for a policy that
+        keeps nothing.
+
+        Args:
+            policies: [B] policy numbers.
+        """
+        found = {layer: kept[-1] for layer, kept in self._kept.items()}
+        for kept in self._kept.values():
+            kept.clear()
+        if len(found) == 1:
+            return next(iter(found.values()))
+        places = {layer: place for place, layer in enumerate(found)}
+        place = torch.tensor([places.get(layer, 0) for layer in self.layers], device=policies.device)  # type: ignore[arg-type]
+        rows = torch.arange(len(policies), device=policies.device)
+        return torch.stack(list(found.values()))[place[policies], rows]
 
 
 def suffix_states(

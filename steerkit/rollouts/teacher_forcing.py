@@ -12,7 +12,7 @@ from torch import Tensor
 from steerkit.models import token_log_probs, token_log_probs_and_entropies
 from steerkit.models.caching import has_running_state
 from steerkit.models.positions import mask_positions, positions_from_mask
-from steerkit.rollouts.suffix import SuffixCache, kept_layer, suffix_states
+from steerkit.rollouts.suffix import SuffixCache, suffix_states
 
 if TYPE_CHECKING:
     from steerkit.models import SteeredModel
@@ -33,6 +33,10 @@ class Branches:
     """[P, D] the residual stream that the rollout kept (``rollouts.suffix``)."""
     streams: Sequence[Tensor] = ()
     """[K][T - 1, D] that of the completions; empty if it was not kept."""
+    layer: int | None = None
+    """The block that the streams left; None if they were not kept."""
+    policy: int = 0
+    """Whose rollouts these are, where several policies share a batch."""
 
     def pick(self, completions: Sequence[int]) -> Branches:
         """The same prompt with some of its completions."""
@@ -50,6 +54,8 @@ class Branches:
             group.segments,
             group.stream if kept else None,
             [rollout.stream for rollout in rollouts] if kept else (),
+            group.stream_layer if kept else None,
+            group.policy,
         )
 
 
@@ -94,6 +100,7 @@ def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: i
         device,
     )
     owner = torch.tensor([g for g, group in enumerate(groups) for _ in group.completions], device=device)
+    owners = [group.policy for group in groups for _ in group.completions]
     rows = [completion for group in groups for completion in group.completions]
     width = max(map(len, rows))
     fed = torch.full((len(rows), width - 1), pad_id)
@@ -107,12 +114,13 @@ def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: i
         if steered is not None:
             later = steered.new_full((len(rows), width - 1), model.token_mask.generated)
             steered = torch.cat([steered.index_select(0, owner), later], dim=1)
-        with model.prefill(steered):
+        with model.prefill(steered), model.rows(owners):
             states = model.hidden_states(ids, whole, positions_from_mask(whole))[:, prompts.shape[1] - 1 :]
     else:
-        layer = kept_layer(model) if all(group.stream is not None for group in groups) else None
+        layers = {group.layer for group in groups}
+        layer = layers.pop() if len(layers) == 1 else None
         cache = DynamicCache(config=model.base.config) if layer is None else SuffixCache(layer + 1)
-        with model.prefill(steered):
+        with model.prefill(steered), model.rows([group.policy for group in groups]):
             if layer is None:
                 hidden = model.hidden_states(
                     prompts, mask, positions_from_mask(mask), past_key_values=cache, use_cache=True
@@ -126,12 +134,13 @@ def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: i
         if width > 1:
             cache.reorder_cache(owner)  # type: ignore[arg-type]
             positions = positions_from_mask(whole)[:, 1 - width :]
-            if layer is None:
-                rest = model.hidden_states(fed, whole, positions, past_key_values=cache, use_cache=True)
-            else:
-                stream = _padded([row for group in groups for row in group.streams], width - 1, device, left=False)
-                on = model.token_mask.generated
-                rest = suffix_states(model, layer, stream, whole, positions, cast(SuffixCache, cache), on)
+            with model.rows(owners):
+                if layer is None:
+                    rest = model.hidden_states(fed, whole, positions, past_key_values=cache, use_cache=True)
+                else:
+                    stream = _padded([row for group in groups for row in group.streams], width - 1, device, left=False)
+                    on = model.token_mask.generated
+                    rest = suffix_states(model, layer, stream, whole, positions, cast(SuffixCache, cache), on)
             states = torch.cat([states, rest], dim=1)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     real = torch.arange(width, device=device) < lengths[:, None]

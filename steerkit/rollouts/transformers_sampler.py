@@ -53,7 +53,12 @@ class TransformersSampler(Sampler):
             for index, prompt, rollouts in zip(
                 indices, batch, self._decode(model, tokenizer, batch, k, params, seed), strict=True
             ):
-                yield index, RolloutGroup(prompt.example, prompt.text, prompt.ids, rollouts, prompt.segments)
+                yield (
+                    index,
+                    RolloutGroup(
+                        prompt.example, prompt.text, prompt.ids, rollouts, prompt.segments, policy=prompt.policy
+                    ),
+                )
 
     @torch.inference_mode()
     def _decode(
@@ -67,15 +72,19 @@ class TransformersSampler(Sampler):
     ) -> list[tuple[Rollout, ...]]:
         device, n_rows = model.device, len(prompts) * k
         stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=device)
+        owners = [prompt for prompt in prompts for _ in range(k)]
         noise = uniforms(
-            seed, [p.example.id for p in prompts for _ in range(k)], list(range(k)) * len(prompts), params.max_tokens
+            [seed if p.seed is None else p.seed for p in owners],
+            [p.example.id for p in owners],
+            list(range(k)) * len(prompts),
+            params.max_tokens,
         )
         u = torch.from_numpy(noise).to(device, torch.float32 if device.type == "mps" else torch.float64)
         ids, mask = left_pad([p.ids for p in prompts], tokenizer.pad_token_id, device)
         steered = mask_positions(
             model.token_mask, [len(p.ids) for p in prompts], [p.segments for p in prompts], ids.shape[1], device
         )
-        with model.prefill(steered):
+        with model.prefill(steered), model.rows([p.policy for p in prompts]):
             out = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -95,7 +104,7 @@ class TransformersSampler(Sampler):
         stopped = torch.zeros(n_rows, dtype=torch.bool, device=device)
         rows = torch.arange(n_rows, device=device)  # rows still in the batch, as indices into the outputs
         for t in range(params.max_tokens):
-            new, new_log_probs = draw_tokens(logits, u[rows, t], params.temperature)
+            new, new_log_probs = draw_tokens(logits, u[rows, t], params)
             running = ~stopped[rows]
             tokens[rows[running], t] = new[running]
             log_probs[rows[running], t] = new_log_probs[running]
@@ -109,13 +118,14 @@ class TransformersSampler(Sampler):
                 cache.reorder_cache(alive)
                 rows, new, mask = rows[alive], new[alive], mask[alive]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            logits = model(
-                input_ids=new.unsqueeze(-1),
-                attention_mask=mask,
-                position_ids=positions_from_mask(mask)[:, -1:],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+            with model.rows([owners[row].policy for row in rows.tolist()] if model.policies > 1 else ()):
+                logits = model(
+                    input_ids=new.unsqueeze(-1),
+                    attention_mask=mask,
+                    position_ids=positions_from_mask(mask)[:, -1:],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits[:, -1]
 
         rollouts = []
         for row, (length, stop) in enumerate(zip(lengths.tolist(), stopped.tolist(), strict=True)):

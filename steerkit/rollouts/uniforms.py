@@ -35,14 +35,22 @@ def fold_seed(seed: int, *parts: int) -> int:
     return int(state[0])
 
 
-def uniforms(seed: int, problem_ids: Sequence[str], samples: Sequence[int], n: int) -> NDArray[np.float64]:
+def uniforms(
+    seeds: int | Sequence[int], problem_ids: Sequence[str], samples: Sequence[int], n: int
+) -> NDArray[np.float64]:
     """[R, n] uniforms in [0, 1): row r belongs to sample ``samples[r]`` of problem ``problem_ids[r]``.
 
     Column t is for the t-th generated token, whatever the batch, the padding or the number of other rows.
+
+    Args:
+        seeds: one for all rows, or one a row.
     """
+    by_row = [seeds] * len(problem_ids) if isinstance(seeds, int) else seeds
+    folded = {seed: fold_seed(seed, 0) for seed in set(by_row)}
     keys = {problem: stable_key(problem) for problem in set(problem_ids)}
     problem = np.array([keys[p] for p in problem_ids], dtype=np.uint64)
     sample = np.array(samples, dtype=np.uint64)
-    row = _mix(_mix(_mix(problem) ^ np.uint64(fold_seed(seed, 0))) ^ _mix(sample))
+    seed = np.array([folded[s] for s in by_row], dtype=np.uint64)
+    row = _mix(_mix(_mix(problem) ^ seed) ^ _mix(sample))
     counters = _mix(row[:, None] ^ _mix(np.arange(n, dtype=np.uint64))[None, :])
     return (counters >> np.uint64(11)).astype(np.float64) * 2.0**-53

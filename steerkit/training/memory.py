@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from steerkit.errors import SteerkitError, TrainingError
 from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams
 from steerkit.rollouts.footprint import Saved, saved_for_backward, tokens_within
-from steerkit.rollouts.suffix import kept_layer
+from steerkit.rollouts.suffix import kept_layers
 from steerkit.training.step import UpdateStats, accumulate_gradients
 from steerkit.types import RolloutGroup
 
@@ -66,14 +66,14 @@ class Budget:
         self, model: SteeredModel, prompts: Sequence[EncodedPrompt], k: int, params: SamplingParams
     ) -> SamplingParams:
         """``params``, with the block whose output the rollouts should carry, where that fits."""
-        layer = kept_layer(model)
-        if layer is None:
+        layers = kept_layers(model)
+        if all(layer is None for layer in layers):
             return params
         positions = sum(len(prompt.ids) + k * params.max_tokens for prompt in prompts)
         fits = positions * model.d_model * model.dtype.itemsize <= KEPT_SHARE * budget_bytes(
             self.gigabytes, model.device
         )
-        return replace(params, keep_layer=layer) if fits else params
+        return replace(params, keep_layers=layers) if fits else params
 
     def micro_batch_tokens(
         self, model: SteeredModel, prompts: Sequence[EncodedPrompt], max_tokens: int, pad_id: int, most: int
@@ -117,7 +117,7 @@ def add_gradients(
     objective: Objective,
     groups: Sequence[RolloutGroup],
     advantages: Tensor,
-    n_tokens: int,
+    n_tokens: int | Sequence[int],
     pad_id: int,
     temperature: float,
     micro_batch_tokens: int,

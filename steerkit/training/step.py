@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ def accumulate_gradients(
     objective: Objective,
     groups: Sequence[RolloutGroup],
     advantages: Tensor,
-    n_tokens: int,
+    n_tokens: int | Sequence[int],
     pad_id: int,
     temperature: float,
     micro_batch_tokens: int,
@@ -47,7 +47,8 @@ def accumulate_gradients(
 
     Args:
         advantages: [G, K].
-        n_tokens: generated tokens of the global batch, those without an advantage too.
+        n_tokens: generated tokens of the global batch, those without an advantage too; of each policy, where several
+            share the batch.
         temperature: the sampling temperature, by which the logits are divided.
         micro_batch_tokens: padded tokens in one forward and backward pass; bounds the memory.
         backward: Lightning's ``manual_backward``; default ``loss.backward()``.
@@ -61,12 +62,9 @@ def accumulate_gradients(
     chosen = [
         [k for k in range(len(group.rollouts)) if all_rows or advantages[g, k] != 0] for g, group in enumerate(groups)
     ]
-    kept = [g for g, picks in enumerate(chosen) if picks]
-    branches = [Branches.of(groups[g], chosen[g]) for g in kept]
     total, gap = 0.0, 0.0
-    for batch in micro_batches(branches, micro_batch_tokens, not has_running_state(model.base)):
-        part = [branches[i].pick(picks) for i, picks in batch]
-        picked = [(kept[i], chosen[kept[i]][k]) for i, picks in batch for k in picks]
+    for batch in _micro_batches(model, groups, chosen, micro_batch_tokens):
+        part = [Branches.of(groups[g], picks) for g, picks in batch]
         entropies = reference = None
         if objective.needs_entropy:
             log_probs, entropies = completion_log_probs_and_entropies(model, part, pad_id, temperature)
@@ -75,11 +73,22 @@ def accumulate_gradients(
         if objective.needs_reference:
             with torch.no_grad(), model.disabled():
                 reference = completion_log_probs(model, part, pad_id, temperature)
+        picked = [(g, k) for g, picks in batch for k in picks]
         rollouts = [groups[g].rollouts[k] for g, k in picked]
         lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
         weights = torch.stack([advantages[g, k] for g, k in picked])
         per_token = weights.repeat_interleave(lengths).to(log_probs.device)
-        loss = objective.loss(log_probs, per_token, n_tokens, ref_logprobs=reference, entropies=entropies)
+        policies = torch.tensor([groups[g].policy for g, _ in picked])
+        loss = log_probs.new_zeros(())
+        for policy in sorted(set(policies.tolist())):
+            own = _Tokens(policies == policy, lengths, log_probs.device)
+            loss = loss + objective.loss(
+                own.of(log_probs),
+                own.of(per_token),
+                n_tokens if isinstance(n_tokens, int) else n_tokens[policy],
+                ref_logprobs=None if reference is None else own.of(reference),
+                entropies=None if entropies is None else own.of(entropies),
+            )
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -90,6 +99,31 @@ def accumulate_gradients(
         sampled = torch.tensor([x for rollout in rollouts for x in rollout.logprobs], device=log_probs.device)
         gap = max(gap, float((log_probs.detach() - sampled).abs().max()))
     return UpdateStats(total, sum(map(len, chosen)), gap)
+
+
+def _micro_batches(
+    model: SteeredModel, groups: Sequence[RolloutGroup], chosen: Sequence[Sequence[int]], tokens: int
+) -> Iterator[list[tuple[int, list[int]]]]:
+    """Lists of (group, its rollouts), none without a rollout: those together that start from the same block."""
+    by_layer: dict[int | None, list[int]] = {}
+    for g, picks in enumerate(chosen):
+        if picks:
+            by_layer.setdefault(groups[g].stream_layer, []).append(g)
+    shared = not has_running_state(model.base)
+    for members in by_layer.values():
+        branches = [Branches.of(groups[g], chosen[g]) for g in members]
+        for batch in micro_batches(branches, tokens, shared):
+            yield [(members[i], [chosen[members[i]][k] for k in picks]) for i, picks in batch]
+
+
+class _Tokens:
+    """The tokens of one policy among those of a micro-batch; all of them where there is one policy."""
+
+    def __init__(self, rows: Tensor, lengths: Tensor, device: torch.device) -> None:
+        self.mask = None if bool(rows.all()) else rows.repeat_interleave(lengths).to(device)
+
+    def of(self, values: Tensor) -> Tensor:
+        return values if self.mask is None else values[self.mask]
 
 
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:

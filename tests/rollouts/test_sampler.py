@@ -102,14 +102,14 @@ def test_draws_follow_the_distribution():
     logits = torch.tensor([[2.0, 0.0, -1.0, float("-inf"), 1.0]]).expand(20000, -1)
     u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
     for temperature in (1.0, 0.5):
-        ids, log_probs = draw_tokens(logits, u, temperature)
+        ids, log_probs = draw_tokens(logits, u, SamplingParams(temperature))
         expected = torch.softmax(logits[0] / temperature, -1)
         counts = torch.bincount(ids, minlength=5) / 20000
         assert torch.allclose(counts, expected, atol=1e-3)
         assert counts[3] == 0
         assert torch.allclose(log_probs, expected.log()[ids], atol=1e-5)
     extreme = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert draw_tokens(logits[:2], extreme, 1.0)[0].tolist() == [0, 4]
+    assert draw_tokens(logits[:2], extreme, SamplingParams(1.0))[0].tolist() == [0, 4]
 
 
 def test_bad_settings():

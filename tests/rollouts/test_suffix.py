@@ -10,7 +10,7 @@ from steerkit.interventions import Gated, Static, Tokenwise
 from steerkit.models import SteeredModel
 from steerkit.rollouts import Branches, SamplingParams, completion_log_probs
 from steerkit.rollouts.fast_sampler import FastSampler
-from steerkit.rollouts.suffix import SuffixCache, keep_stream, kept_layer, suffix_states
+from steerkit.rollouts.suffix import SuffixCache, keep_stream, kept_layers, suffix_states
 from steerkit.testing import randomize, tiny_model
 from tests.helpers import prompts, tokenizer
 
@@ -25,6 +25,11 @@ def policy(family, points, cls=Static, mask="all", **overrides) -> SteeredModel:
     for seed, item in enumerate(items.values()):
         randomize(item, seed)
     return SteeredModel(tiny_model(family, **overrides), items, token_mask=mask)
+
+
+def kept_layer_of(model):
+    (layer,) = kept_layers(model)
+    return layer
 
 
 def both(model, layer):
@@ -50,7 +55,7 @@ def both(model, layer):
 @pytest.mark.parametrize("cls", [Static, Gated])
 def test_same_states_and_gradients(family, points, cls):
     model = policy(family, points, cls)
-    layer = kept_layer(model)
+    layer = kept_layer_of(model)
     assert layer == HookPoint.parse(points[0]).layer
     (states, gradients), (again, twice) = both(model, layer)
     torch.testing.assert_close(again, states, atol=1e-5, rtol=1e-5)
@@ -61,12 +66,12 @@ def test_same_states_and_gradients(family, points, cls):
 
 def test_sites_inside_a_block_keep_the_layer_below():
     model = policy("llama", ["layers.1.attn_output", "layers.2.output"], Gated)
-    assert kept_layer(model) == 0
+    assert kept_layer_of(model) == 0
     (states, gradients), (again, twice) = both(model, 0)
     torch.testing.assert_close(again, states, atol=1e-5, rtol=1e-5)
     for a, b in zip(gradients, twice, strict=True):
         torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4)
-    assert kept_layer(policy("llama", ["layers.0.down_proj"], Tokenwise)) is None
+    assert kept_layer_of(policy("llama", ["layers.0.down_proj"], Tokenwise)) is None
 
 
 def test_the_stream_is_kept_before_it_is_steered():
@@ -86,9 +91,9 @@ def test_the_stream_is_kept_before_it_is_steered():
 def test_families_that_can_t_be_cut_are_found_out(family):
     """gemma scales embeddings, gpt2 and opt add positions to them; the last layer needs no cut."""
     extra = {"ffn_dim": 64, "word_embed_proj_dim": 32} if family == "opt" else {}
-    assert kept_layer(policy(family, ["layers.1.output"], **extra)) is None
+    assert kept_layer_of(policy(family, ["layers.1.output"], **extra)) is None
     model = policy(family, ["layers.2.output"], **extra)
-    assert kept_layer(model) == 2
+    assert kept_layer_of(model) == 2
     (states, _), (again, _) = both(model, 2)
     torch.testing.assert_close(again, states, atol=1e-5, rtol=1e-5)
 
@@ -96,7 +101,7 @@ def test_families_that_can_t_be_cut_are_found_out(family):
 def test_blocks_of_two_kinds_are_left_alone():
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     model = policy("qwen2", ["layers.0.output"], use_sliding_window=True, sliding_window=4, layer_types=kinds)
-    assert kept_layer(model) is None
+    assert kept_layer_of(model) is None
 
 
 def test_disabled_is_the_base():
@@ -136,9 +141,9 @@ def test_recorded_rollouts_give_the_gradient_of_the_whole_model(family, points, 
     model = policy(family, points, cls, mask, **shape)
     model.base.generation_config.eos_token_id = list(range(20, 90))  # an end every few tokens
     texts = ("Tom has 12 apples.", "Anna gives Tom 3 more. How many?", "Tom", "Anna has 3.")
-    layer = kept_layer(model)
+    layer = kept_layer_of(model)
     assert layer is not None
-    params = SamplingParams(1.0, 12, keep_layer=layer)
+    params = SamplingParams(1.0, 12, keep_layers=(layer,))
     groups = FastSampler(max_rows=7).sample(model, tok, prompts(tok, texts), 3, params, seed=0)
     lengths = {len(r.token_ids) for g in groups for r in g.rollouts}
     assert min(lengths) <= 2 and len(lengths) >= 3, "short ones too: they have no token to be fed"

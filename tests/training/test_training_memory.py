@@ -136,8 +136,8 @@ def test_a_budget_bounds_the_micro_batches_and_the_kept_stream():
     tokens = tight.micro_batch_tokens(model, batch, 20, tok.pad_token_id, 16384)
     assert 0.8 * 3e4 < tokens * saved.row(longest) / longest <= 3e4  # three quarters of 40,000 bytes
     # The stream: 32 numbers of 4 bytes at each position, a quarter of the budget.
-    assert roomy.keeping(model, batch, 4, params).keep_layer == 1
-    assert tight.keeping(model, batch, 4, params).keep_layer is None
+    assert roomy.keeping(model, batch, 4, params).keep_layers == (1,)
+    assert tight.keeping(model, batch, 4, params).keep_layers == ()
 
 
 @pytest.mark.parametrize("gigabytes", [0, -1.0, float("nan")])
