@@ -162,24 +162,15 @@ def _list(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _show(result: AnalysisResult, most: int = 30) -> None:
-    """The first rows, and the notes."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(f"{result.analyzer}: {result.model['name']}"), title_justify="left", box=box.SIMPLE)
-    for column in ("of", "metric", "value (95 % interval)", "n", "control"):
-        table.add_column(column, overflow="fold")
-    for row in compact_rows(result.rows[:most]):
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    """The first rows as aligned columns, and the notes."""
+    lines = [("of", "metric", "value (95 % interval)", "n", "control"), *compact_rows(result.rows[:most])]
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    print(f"\n{result.analyzer}: {result.model['name']}\n")
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     more = len(result.rows) - most
-    for line in [
-        f"{more} more rows are in analysis.json." * (more > 0),
-        f"Positions: {result.positions}.",
-        *result.notes,
-    ]:
+    print()
+    for line in [f"{more} more rows in analysis.json." * (more > 0), f"Positions: {result.positions}.", *result.notes]:
         if line:
             print(line)
 

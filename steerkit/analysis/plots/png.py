@@ -163,9 +163,9 @@ def _tokens(panel: Tokens) -> Figure:
             column += len(token)
         line += 2
     figure, axes = _figure(11, 0.8 + line_height * line)
-    for column, at, token, value in placed:
+    for start, at, token, value in placed:
         box = None if value is None else {"facecolor": colours(norm(value)), "edgecolor": "none", "pad": 0.6}
-        axes.text(column / width, -at, token, fontsize=7, family="monospace", va="center", bbox=box, parse_math=False)
+        axes.text(start / width, -at, token, fontsize=7, family="monospace", va="center", bbox=box, parse_math=False)
     axes.set(xlim=(0, 1), ylim=(-line, 1))
     axes.axis("off")
     axes.set_title(f"{panel.title} ({norm.vmin:.3g} to {norm.vmax:.3g} {panel.unit})", fontsize=10)
