@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from steerkit.analysis.base import Analyzer
     from steerkit.analysis.engine import Edit, Engine, Trace, make_engine
     from steerkit.analysis.geometry import Geometry
+    from steerkit.analysis.logit_lens import LogitLens
+    from steerkit.analysis.persistence import Persistence
     from steerkit.analysis.plots import draw
     from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
     from steerkit.analysis.statistics import array_intervals, by_problem, row
@@ -31,6 +33,8 @@ _HOME = {
     "Engine": "engine",
     "Findings": "result",
     "Geometry": "geometry",
+    "LogitLens": "logit_lens",
+    "Persistence": "persistence",
     "Text": "texts",
     "Trace": "engine",
     "Work": "work",
@@ -44,7 +48,8 @@ _HOME = {
     "row": "statistics",
 }
 __all__ = [
-    "AnalysisResult", "Analyzer", "Array", "Batch", "Edit", "Engine", "Findings", "Geometry", "Text", "Trace", "Work",
+    "AnalysisResult", "Analyzer", "Array", "Batch", "Edit", "Engine", "Findings", "Geometry", "LogitLens",
+    "Persistence", "Text", "Trace", "Work",
     "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts", "row",
 ]  # fmt: skip
 

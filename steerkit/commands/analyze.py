@@ -170,9 +170,9 @@ def _show(result: AnalysisResult, most: int = 30) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     more = len(result.rows) - most
     print()
-    for line in [f"{more} more rows in analysis.json." * (more > 0), f"Positions: {result.positions}.", *result.notes]:
-        if line:
-            print(line)
+    for text in [f"{more} more rows in analysis.json." * (more > 0), f"Positions: {result.positions}.", *result.notes]:
+        if text:
+            print(text)
 
 
 def _say_drawn(page: str) -> int:
