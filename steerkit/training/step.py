@@ -13,6 +13,7 @@ from torch import Tensor
 from steerkit.errors import TrainingError
 from steerkit.models.caching import has_running_state
 from steerkit.rollouts import Branches, completion_log_probs, completion_log_probs_and_entropies, micro_batches
+from steerkit.rollouts.acceleration import accelerated_update
 from steerkit.types import RolloutGroup
 
 if TYPE_CHECKING:
@@ -63,41 +64,42 @@ def accumulate_gradients(
         [k for k in range(len(group.rollouts)) if all_rows or advantages[g, k] != 0] for g, group in enumerate(groups)
     ]
     total, gap = 0.0, 0.0
-    for batch in _micro_batches(model, groups, chosen, micro_batch_tokens):
-        part = [Branches.of(groups[g], picks) for g, picks in batch]
-        entropies = reference = None
-        if objective.needs_entropy:
-            log_probs, entropies = completion_log_probs_and_entropies(model, part, pad_id, temperature)
-        else:
-            log_probs = completion_log_probs(model, part, pad_id, temperature)
-        if objective.needs_reference:
-            with torch.no_grad(), model.disabled():
-                reference = completion_log_probs(model, part, pad_id, temperature)
-        picked = [(g, k) for g, picks in batch for k in picks]
-        rollouts = [groups[g].rollouts[k] for g, k in picked]
-        lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
-        weights = torch.stack([advantages[g, k] for g, k in picked])
-        per_token = weights.repeat_interleave(lengths).to(log_probs.device)
-        policies = torch.tensor([groups[g].policy for g, _ in picked])
-        loss = log_probs.new_zeros(())
-        for policy in sorted(set(policies.tolist())):
-            own = _Tokens(policies == policy, lengths, log_probs.device)
-            loss = loss + objective.loss(
-                own.of(log_probs),
-                own.of(per_token),
-                n_tokens if isinstance(n_tokens, int) else n_tokens[policy],
-                ref_logprobs=None if reference is None else own.of(reference),
-                entropies=None if entropies is None else own.of(entropies),
-            )
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"The loss is {value}: training stopped; the last good vector is kept. Try a smaller lr."
-            )
-        (backward or torch.Tensor.backward)(loss)
-        total += value
-        sampled = torch.tensor([x for rollout in rollouts for x in rollout.logprobs], device=log_probs.device)
-        gap = max(gap, float((log_probs.detach() - sampled).abs().max()))
+    with accelerated_update(model):
+        for batch in _micro_batches(model, groups, chosen, micro_batch_tokens):
+            part = [Branches.of(groups[g], picks) for g, picks in batch]
+            entropies = reference = None
+            if objective.needs_entropy:
+                log_probs, entropies = completion_log_probs_and_entropies(model, part, pad_id, temperature)
+            else:
+                log_probs = completion_log_probs(model, part, pad_id, temperature)
+            if objective.needs_reference:
+                with torch.no_grad(), model.disabled():
+                    reference = completion_log_probs(model, part, pad_id, temperature)
+            picked = [(g, k) for g, picks in batch for k in picks]
+            rollouts = [groups[g].rollouts[k] for g, k in picked]
+            lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
+            weights = torch.stack([advantages[g, k] for g, k in picked])
+            per_token = weights.repeat_interleave(lengths).to(log_probs.device)
+            policies = torch.tensor([groups[g].policy for g, _ in picked])
+            loss = log_probs.new_zeros(())
+            for policy in sorted(set(policies.tolist())):
+                own = _Tokens(policies == policy, lengths, log_probs.device)
+                loss = loss + objective.loss(
+                    own.of(log_probs),
+                    own.of(per_token),
+                    n_tokens if isinstance(n_tokens, int) else n_tokens[policy],
+                    ref_logprobs=None if reference is None else own.of(reference),
+                    entropies=None if entropies is None else own.of(entropies),
+                )
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"The loss is {value}: training stopped; the last good vector is kept. Try a smaller lr."
+                )
+            (backward or torch.Tensor.backward)(loss)
+            total += value
+            sampled = torch.tensor([x for rollout in rollouts for x in rollout.logprobs], device=log_probs.device)
+            gap = max(gap, float((log_probs.detach() - sampled).abs().max()))
     return UpdateStats(total, sum(map(len, chosen)), gap)
 
 
