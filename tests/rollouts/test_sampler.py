@@ -148,7 +148,8 @@ def test_chi_square_of_draws(size, params):
     statistic = ((cells[0] - n * cells[1])[used].square() / (n * cells[1][used])).sum()
     from scipy.stats import chi2
 
-    assert chi2.sf(float(statistic), int(used.sum()) - 1) > 1e-3
+    freedom = int(used.sum()) - 1  # none where the nucleus is one token: then the zeros above say it all
+    assert not freedom or chi2.sf(float(statistic), freedom) > 1e-3
     exact = torch.log_softmax(logits.double() / params.temperature, -1)[ids]
     torch.testing.assert_close(log_probs.double(), exact, atol=1e-5, rtol=0)
 
