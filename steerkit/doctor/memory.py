@@ -12,7 +12,7 @@
 - saved activations: what autograd keeps for the backward pass, measured at two lengths with vectors on all blocks, and
   extrapolated as a T + b T^2 a row, plus what a completion keeps of its prompt (measured too), plus one block's worth
   in passing. A micro-batch holds at most ``micro_batch_tokens`` padded tokens.
-- logits of a chunk: its rows (``models.logprobs.chunk_rows``) x vocabulary x (bytes of the base's dtype + 4 fp32 copies).
+- logits of a chunk: its rows (``models.logprobs.chunk_rows``) x vocabulary x (bytes of its dtype + 4 fp32 copies).
 - allocator: on a CPU only, where freed pieces between those that are kept can't be used again.
 
 Left out: the process itself (0.5 to 1 GB with torch; a CUDA context), the vectors and their optimiser (kilobytes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from steerkit.interventions.rowwise import Rows
 from steerkit.models.positions import mask_positions, positions_from_mask
 from steerkit.rollouts.acceleration import accelerated
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
+from steerkit.rollouts.shared_cache import SharedPromptCache, shared_attention, shares_prompts
 from steerkit.rollouts.slab_cache import SlabCache
 from steerkit.rollouts.suffix import KeptStreams, without_streams
 from steerkit.rollouts.teacher_forcing import left_pad
@@ -101,7 +102,12 @@ class _Decoder:
         one_wave = self.n_slots == len(prompts) * k
         width = longest + params.max_tokens * (1 if one_wave else 2) + 1
         device = model.device
-        self.cache = SlabCache(model.n_layers, self.n_slots, width, longest, device)
+        self.shared = shares_prompts(model, longest + params.max_tokens)
+        self.cache: SlabCache | SharedPromptCache
+        if self.shared:
+            self.cache = SharedPromptCache(model.n_layers, self.n_slots, k, longest, params.max_tokens, device)
+        else:
+            self.cache = SlabCache(model.n_layers, self.n_slots, width, longest, device)
         self.stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=device)
         precision = torch.float32 if device.type == "mps" else torch.float64
         self.u = torch.zeros(self.n_slots, params.max_tokens, dtype=precision, device=device)
@@ -132,7 +138,7 @@ class _Decoder:
     def _join(self, logits: Tensor | None) -> Tensor | None:
         """Prefill waiting prompts once a good part of the rows is free; their first logits go behind the others'."""
         free = self.n_slots - self.cache.n_rows
-        n_prompts = min(len(self.waiting), free // self.k)
+        n_prompts = min(len(self.waiting), free // self.k, self.cache.free_prompts)
         # A prefill costs a forward pass of its own: a few rows are not worth one while others run.
         if not n_prompts or (self.cache.n_rows and free < self.n_slots // 4 and n_prompts < len(self.waiting)):
             return logits
@@ -239,10 +245,10 @@ class _Decoder:
         return logits
 
     def _step(self) -> Any:
-        return self.model(
-            input_ids=self.last[: self.cache.n_rows, None],
-            attention_mask=self.cache.attention_mask(),
-            position_ids=self.cache.position_ids(),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        with shared_attention(self.model.base) if self.shared else nullcontext():
+            return self.model(
+                input_ids=self.last[: self.cache.n_rows, None],
+                past_key_values=self.cache,
+                use_cache=True,
+                **self.cache.inputs(),
+            )

@@ -149,7 +149,7 @@ def _inverse(weights: Tensor, u: Tensor) -> Tensor:
     # Up to rounding the target lies below the block's own sum: never behind its last token of positive weight.
     target = torch.minimum(target - before, torch.nextafter(inside[:, -1:], torch.zeros_like(before)))
     within = torch.searchsorted(inside, target, right=True)
-    return (block * _BLOCK + within).squeeze(-1)
+    return (block * _BLOCK + within).squeeze(-1).clamp_(max=size - 1)
 
 
 def _truncated(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
