@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from steerkit.rollouts.approximate import coarse
+
 if TYPE_CHECKING:
     from steerkit.models import SteeredModel
 
@@ -17,10 +19,19 @@ _GROUPED = "steerkit_grouped"
 
 
 @contextmanager
-def accelerated(model: SteeredModel, pack: str = "auto") -> Iterator[None]:
-    """Inside the block, forward passes of ``model.base`` without gradients run faster."""
+def accelerated(model: SteeredModel, pack: str = "auto", precision: str = "exact") -> Iterator[None]:
+    """Inside the block, forward passes of ``model.base`` without gradients run faster.
+
+    Args:
+        pack: ``never``, or ``auto``: where it pays.
+        precision: ``exact``, or that of the products with the weights (``approximate.PRECISIONS``).
+    """
     with ExitStack() as stack:
         stack.enter_context(_grouped_attention(model.base))
+        if precision != "exact":
+            stack.enter_context(replaced(frozen_linears(model.base), lambda linear: coarse(linear, precision)))
+            yield
+            return
         # Full fine-tuning changes the weights every step: packing them again would cost more than it gives.
         if pack == "auto" and keeps_weights(model) and model.device.type == "cpu" and model.dtype == torch.float32:
             stack.enter_context(_packed_linears(model.base))
@@ -80,7 +91,7 @@ _WORTH_PACKING = {"AVX512": 0}.get(torch.backends.cpu.get_cpu_capability(), 200_
 _packed: weakref.WeakKeyDictionary[nn.Module, tuple[int, int, Tensor]] = weakref.WeakKeyDictionary()
 
 
-def _frozen_linears(base: nn.Module) -> list[nn.Linear]:
+def frozen_linears(base: nn.Module) -> list[nn.Linear]:
     """The linear maps that oneDNN can take over: those whose weights are here, in fp32, and are not trained."""
     return [
         m
@@ -91,7 +102,7 @@ def _frozen_linears(base: nn.Module) -> list[nn.Linear]:
 
 
 @contextmanager
-def _replaced(linears: Sequence[nn.Linear], forward: Callable[[nn.Linear], Any]) -> Iterator[None]:
+def replaced(linears: Sequence[nn.Linear], forward: Callable[[nn.Linear], Any]) -> Iterator[None]:
     # An outer block may have replaced some: what it put there is put back.
     before = [linear.__dict__.get("forward") for linear in linears]
     for linear in linears:
@@ -110,8 +121,8 @@ def _packed_linears(base: nn.Module) -> AbstractContextManager[None]:
     """oneDNN's own weight layout: at 8 to 64 rows its products take about half the time."""
     if not torch.backends.mkldnn.is_available():
         return nullcontext()
-    linears = [m for m in _frozen_linears(base) if m.weight.numel() >= _WORTH_PACKING and not m.weight.requires_grad]
-    return _replaced(linears, lambda linear: _PackedForward(_pack(linear), linear.bias))
+    linears = [m for m in frozen_linears(base) if m.weight.numel() >= _WORTH_PACKING and not m.weight.requires_grad]
+    return replaced(linears, lambda linear: _PackedForward(_pack(linear), linear.bias))
 
 
 def _pack(linear: nn.Linear) -> Tensor:
@@ -140,7 +151,7 @@ def accelerated_update(model: SteeredModel) -> AbstractContextManager[None]:
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return nullcontext()
-    return _replaced(_frozen_linears(model.base), _FrozenForward)
+    return replaced(frozen_linears(model.base), _FrozenForward)
 
 
 class _FrozenForward:

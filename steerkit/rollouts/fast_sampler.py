@@ -13,6 +13,7 @@ from steerkit.errors import SteerkitError
 from steerkit.interventions.rowwise import Rows
 from steerkit.models.positions import mask_positions, positions_from_mask
 from steerkit.rollouts.acceleration import accelerated
+from steerkit.rollouts.approximate import check_precision
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
 from steerkit.rollouts.shared_cache import SharedPromptCache, shared_attention, shares_prompts
 from steerkit.rollouts.slab_cache import SlabCache
@@ -40,14 +41,21 @@ class FastSampler(Sampler):
         token_budget: rows x columns of the cache; long completions get fewer rows.
         pack: ``auto`` packs the linear weights for the CPU's matrix kernels while sampling, which takes their memory
             once more; ``never`` does not.
+        precision: ``exact``, or ``bfloat16`` or ``int8`` products with the weights: faster where the processor has
+            them, but samples of another policy, which the update weighs by importance. int8 rounds by the largest
+            number of a batch, so its samples depend on what shares the batch.
     """
 
-    def __init__(self, max_rows: int = 256, token_budget: int = 262_144, pack: str = "auto") -> None:
+    def __init__(
+        self, max_rows: int = 256, token_budget: int = 262_144, pack: str = "auto", precision: str = "exact"
+    ) -> None:
         if max_rows < 1 or token_budget < 1:
             raise SteerkitError(f"max_rows and token_budget must be at least 1, got {max_rows} and {token_budget}.")
         if pack not in ("auto", "never"):
             raise SteerkitError(f"pack must be 'auto' or 'never', got {pack!r}.")
-        self.max_rows, self.token_budget, self.pack = max_rows, token_budget, pack
+        check_precision(precision)
+        self.max_rows, self.token_budget, self.pack, self.precision = max_rows, token_budget, pack, precision
+        self.exact = precision == "exact"
 
     def stream(
         self,
@@ -61,6 +69,8 @@ class FastSampler(Sampler):
         if not prompts:
             return
         if not supported(model):
+            if not self.exact:
+                raise SteerkitError("This family can't be sampled at another precision: set the sampler's to exact.")
             yield from TransformersSampler(self.max_rows).stream(model, tokenizer, prompts, k, params, seed)
             return
         with torch.inference_mode():
@@ -125,7 +135,7 @@ class _Decoder:
     def run(self) -> Iterator[tuple[int, RolloutGroup]]:
         logits: Tensor | None = None
         with ExitStack() as stack:
-            stack.enter_context(accelerated(self.model, self.sampler.pack))
+            stack.enter_context(accelerated(self.model, self.sampler.pack, self.sampler.precision))
             stack.enter_context(self.kept.open())
             while self.waiting or self.cache.n_rows:
                 logits = self._join(logits)

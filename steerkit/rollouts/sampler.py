@@ -67,6 +67,11 @@ class SamplingParams:
 class Sampler(ABC):
     """Draws K completions of each prompt from the steered model, without gradients."""
 
+    exact: bool = True
+    """False: it draws from an approximation of the policy, and its log-probabilities are that one's; the update then
+    weighs each token by importance.
+    """
+
     @abstractmethod
     def stream(
         self,

@@ -123,6 +123,7 @@ def add_gradients(
     micro_batch_tokens: int,
     backward: Callable[[Tensor], None],
     retry: bool = True,
+    importance_cap: float | None = None,
 ) -> tuple[UpdateStats, int]:
     """``accumulate_gradients`` into empty gradients, with half the ``micro_batch_tokens`` each time that they are too
     many; also the number that worked.
@@ -133,7 +134,7 @@ def add_gradients(
 
     def attempt(tokens: int) -> UpdateStats:
         return accumulate_gradients(
-            model, objective, groups, advantages, n_tokens, pad_id, temperature, tokens, backward
+            model, objective, groups, advantages, n_tokens, pad_id, temperature, tokens, backward, importance_cap
         )
 
     # A micro-batch holds one completion at least: below its length nothing gets smaller.

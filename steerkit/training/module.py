@@ -44,6 +44,9 @@ from steerkit.vectors import SteeringVector
 PREFIXES = ("policy.steering.", "policy.adapter.")
 """State-dict keys of what is trained; the base's weights are never in a checkpoint."""
 
+IMPORTANCE_CAP = 2.0
+"""Largest importance weight of a token of an approximate rollout (verl's default for truncated importance sampling)."""
+
 IN_THE_BAR = ("reward", "accuracy", "length", "tok/s")
 """Metrics that the progress bar shows."""
 
@@ -269,6 +272,7 @@ class SteeringModule(L.LightningModule):
                 tokens,
                 self.manual_backward,
                 retry=retry,
+                importance_cap=None if self.sampler.exact else IMPORTANCE_CAP,
             )
         if fitted < tokens:
             self.run_state.micro_batch_tokens = fitted
@@ -291,6 +295,7 @@ class SteeringModule(L.LightningModule):
             for part, row, member, norm in zip(tables, rows, self.members, norms, strict=True)
         ]
         metrics = mean_metrics(self.member_metrics) | {
+            **stats.importance,
             "loss": loss,
             "logprob_gap": gap,
             "num_tokens": float(self.run_state.generated_tokens),
