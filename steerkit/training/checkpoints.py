@@ -100,7 +100,8 @@ class CheckpointFiles(CheckpointIO):
         Raises:
             SteerkitError: if the disk refuses; earlier checkpoints stay.
         """
-        with atomic_path(path) as temporary, temporary.open("wb", buffering=0) as file:
+        # Buffered: a write to the bare file may take a part of the bytes only, which torch would not notice.
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:  # torch's zip writer hides the system's error

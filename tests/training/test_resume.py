@@ -17,7 +17,13 @@ from steerkit.errors import SteerkitError
 from steerkit.training import SteeringModule, memory
 from steerkit.training import module as module_room
 from steerkit.training.callbacks import RunCheckpoints, VectorWriter
-from steerkit.training.checkpoints import CheckpointFiles, newest_checkpoint, random_states, set_random_states
+from steerkit.training.checkpoints import (
+    CheckpointFiles,
+    newest_checkpoint,
+    random_states,
+    read_checkpoint,
+    set_random_states,
+)
 from steerkit.training.logs import MetricsFile, read_rows
 
 
@@ -227,6 +233,27 @@ def test_checkpoints_are_small_and_plain(folder):
     assert sorted(content["state_dict"]) == [f"policy.steering.layers_{k}_output.vector" for k in (0, 2)]
     assert content["steerkit"]["generated_tokens"] == float(rows(Path("run"))[-1]["num_tokens"])
     assert not list(Path("run").rglob("*.tmp"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+@pytest.mark.parametrize("missing", [1, 10, 30, 200, 5000])
+def test_a_checkpoint_that_the_disk_takes_in_part_is_an_error(tmp_path, missing):
+    """The last bytes don't fit: the system then takes what does, and says so only by the number."""
+    import resource
+
+    content = {"state_dict": {"v": torch.arange(3000.0)}}
+    path = tmp_path / "step=00000001.ckpt"
+    CheckpointFiles().save_checkpoint(content, path)
+    limit = path.stat().st_size - missing
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(SteerkitError, match="Can't write .*File too large"):
+            CheckpointFiles().save_checkpoint({"state_dict": {"v": torch.ones(3000)}}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.equal(read_checkpoint(path)["state_dict"]["v"], content["state_dict"]["v"])
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_explicit_checkpoint_sets_later_ones_aside(folder):
