@@ -255,6 +255,7 @@ class SteeringModule(L.LightningModule):
         optimizer.zero_grad()
         # Under DDP each backward would average over the processes: the sum is made once, by hand.
         with processes.phase(), getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
+            self.run_state.check_samples(table["log_prob"])
             advantages = self.objective.advantages(table.rewards, table.valid)
             most = self.run_state.micro_batch_tokens
             tokens = self.budget.micro_batch_tokens(self.policy, batch, self.params.max_tokens, pad_id, most)
@@ -272,7 +273,8 @@ class SteeringModule(L.LightningModule):
             )
         if fitted < tokens:
             self.run_state.micro_batch_tokens = fitted
-        processes.add_gradients([p for p in self.policy.parameters() if p.requires_grad])
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        processes.add_gradients(parameters)
         (loss,), (gap,) = processes.total(stats.loss), processes.largest(stats.logprob_gap)
         with processes.phase():  # the same numbers in each of them: one says it for all
             norms = [clip_gradients(trained(member.policy), self.settings.grad_clip) for member in self.members]
@@ -280,7 +282,7 @@ class SteeringModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * warm
         stops.hold()  # until the step's metrics are on disk
-        self.run_state.begin_update()
+        self.run_state.begin_update(parameters)
         optimizer.step()
         done = time.perf_counter()
         self.run_state.end_step(self.global_step, table.n_tokens, done - began)

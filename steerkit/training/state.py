@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from steerkit.errors import SteerkitError
+from steerkit.errors import NotFinite, SteerkitError
 from steerkit.rewards import Rubric
 from steerkit.training.checkpoints import loops_at_step_end, random_states, set_random_states
 from steerkit.training.distributed import Processes
 
 KEY = "steerkit"
 """Its place in a checkpoint."""
+MOST_KEPT = 2**24
+"""Numbers of which a copy is kept: all vectors have fewer, a model that is trained whole has more."""
 
 
 class RunState:
@@ -37,6 +40,7 @@ class RunState:
         self.seconds_per_step: list[float] = []
         self.updating = False
         """Between two steps: what is in memory is neither the state before nor the one after."""
+        self._before: list[tuple[nn.Parameter, Tensor]] = []  # what is trained, as it was before the latest step
         self._step_start: dict[str, Any] | None = None
         self._outside: dict[str, Any] | None = None
         self._restored: list[dict[str, Any]] = []
@@ -48,8 +52,40 @@ class RunState:
         """Note what the step may change before it ends; a checkpoint of a broken step holds this."""
         self._step_start = self._own()
 
-    def begin_update(self) -> None:
+    def begin_update(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Before the optimiser changes ``parameters``."""
         self.updating = True
+        few = sum(parameter.numel() for parameter in parameters) <= MOST_KEPT
+        self._before = [(parameter, parameter.detach().clone()) for parameter in parameters] if few else []
+
+    def check_samples(self, log_probs: Tensor) -> None:
+        """See that the model still gives probabilities. A loss of NaN would not tell: where every sample is as wrong
+        as the others there is no loss at all.
+
+        Args:
+            log_probs: of what was sampled, in the global batch.
+
+        Raises:
+            NotFinite: in all processes.
+        """
+        if bool(log_probs.isfinite().all()):
+            return
+        self.updating = True  # no checkpoint of this
+        if self.step == 0:
+            raise NotFinite("The model's log-probabilities are not finite before any step: try another dtype.")
+        raise NotFinite(
+            f"After step {self.step} the model's log-probabilities are not finite: training stopped; the last good "
+            f"vector is kept. Try a smaller lr, from an earlier checkpoint or the beginning."
+        )
+
+    def undo_step(self) -> bool:
+        """Put what is trained back to where it was before the latest step; False where that is not known (no step in
+        this process, or too many numbers).
+        """
+        with torch.no_grad():
+            for parameter, value in self._before:
+                parameter.copy_(value)
+        return bool(self._before)
 
     def end_step(self, step: int, n_tokens: int, seconds: float) -> None:
         self.step = step
