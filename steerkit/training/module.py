@@ -134,8 +134,8 @@ class SteeringModule(L.LightningModule):
         judges = (self.rubric[name] for name in self.rubric.names)
         self.judge = next((reward for reward in judges if isinstance(reward, Verifiable)), None) or Verifiable()
         self.loaded: LoadedModel | None = None
-        self.run_state = RunState(self.rubric, micro_batch_tokens)
         self.budget = memory.Budget(memory_budget)
+        self.run_state = RunState(self.rubric, micro_batch_tokens, self.budget)
         self.last_groups: list[RolloutGroup] = []
         self.last_verdicts: Any = None
         self.processes = Processes()

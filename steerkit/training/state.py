@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from steerkit.errors import NotFinite, SteerkitError
 from steerkit.rewards import Rubric
+from steerkit.rollouts.footprint import Saved
 from steerkit.training.checkpoints import loops_at_step_end, random_states, set_random_states
 from steerkit.training.distributed import Processes
+from steerkit.training.memory import Budget
 
 KEY = "steerkit"
 """Its place in a checkpoint."""
@@ -29,10 +32,11 @@ class RunState:
     Args:
         rubric: the rewards.
         micro_batch_tokens: as configured; it is halved when the device is out of memory.
+        budget: what decides, with it, how a step is split: the order of sums is part of the result.
     """
 
-    def __init__(self, rubric: Rubric, micro_batch_tokens: int) -> None:
-        self.rubric = rubric
+    def __init__(self, rubric: Rubric, micro_batch_tokens: int, budget: Budget) -> None:
+        self.rubric, self.budget = rubric, budget
         self.micro_batch_tokens = micro_batch_tokens
         self.step = 0
         """Optimiser steps made."""
@@ -102,7 +106,8 @@ class RunState:
             set_random_states(self._outside)
 
     def _own(self) -> dict[str, Any]:
-        return {"random": random_states(), "rewards": copy.deepcopy(self.rubric.state_dict())}
+        saved = None if self.budget.saved is None else list(astuple(self.budget.saved))
+        return {"random": random_states(), "rewards": copy.deepcopy(self.rubric.state_dict()), "footprint": saved}
 
     # -- checkpoints
 
@@ -154,6 +159,8 @@ class RunState:
         if rank < len(self._restored):  # a run may go on with more processes than it had
             set_random_states(self._restored[rank]["random"])
             self.rubric.load_state_dict(self._restored[rank]["rewards"])
+            saved = self._restored[rank].get("footprint")
+            self.budget.saved = None if saved is None else Saved(*saved)
         self._restored = []
 
 

@@ -104,6 +104,14 @@ def test_killed_and_resumed(folder, monkeypatch, kills):
     assert len(list((folder / "run" / "checkpoints").glob("*.ckpt"))) == 3
 
 
+def test_how_a_step_is_split_is_not_decided_again(folder, monkeypatch):
+    """Measured anew it could come out otherwise (experts), and then the sums would round otherwise."""
+    killed_at(monkeypatch, 5)
+    monkeypatch.setattr(memory, "saved_for_backward", lambda *_: pytest.fail("measured again"))
+    assert fit("--ckpt_path", "last") == 0
+    assert same(folder / "whole", folder / "run")
+
+
 def test_the_comparison_can_fail(folder, monkeypatch):
     """Without the plugins' state a resumed run is another one."""
     killed_at(monkeypatch, 5)
