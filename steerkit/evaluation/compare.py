@@ -108,7 +108,7 @@ def _whole(value: Any) -> bool:
 _COLUMNS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("arm", "set", "id", "problem", "completion"), _text),
     **dict.fromkeys(("seed", "sample"), _whole),
-    "temperature": lambda value: isinstance(value, float) and math.isfinite(value) or _whole(value),
+    "temperature": lambda value: (isinstance(value, float) and math.isfinite(value)) or _whole(value),
     "verdict": lambda value: value in get_args(VerdictStatus),
 }
 """What a comparison reads of a sample. The file may be a stranger's."""
