@@ -57,22 +57,21 @@ sys.argv[0] = "steerkit"
 limit = poison = blast = None
 {setting}
 import steerkit.training.memory as memory
-from steerkit.models import SteeredModel
-hidden, accumulate, adam, steps = SteeredModel.hidden_states, memory.accumulate_gradients, torch.optim.AdamW.step, []
-def hidden_states(self, ids, *a, **k):
-    if limit and torch.is_grad_enabled() and ids.numel() > limit:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    return hidden(self, ids, *a, **k)
-def accumulate_gradients(model, objective, groups, advantages, *rest):
+accumulate, adam, steps = memory.accumulate_gradients, torch.optim.AdamW.step, []
+def accumulate_gradients(model, objective, groups, advantages, n_tokens, pad_id, temperature, tokens, backward):
     steps.append(1)
-    return accumulate(model, objective, groups, advantages * (float("nan") if len(steps) == poison else 1.0), *rest)
+    def limited(loss):
+        backward(loss)  # a part of the gradient is there already
+        if limit and tokens > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    advantages = advantages * (float("nan") if len(steps) == poison else 1.0)
+    return accumulate(model, objective, groups, advantages, n_tokens, pad_id, temperature, tokens, limited)
 def step(self, *a, **k):
     done = adam(self, *a, **k)
     if len(steps) == blast:
         [p.data.fill_(3e38) for group in self.param_groups for p in group["params"]]
     return done
-SteeredModel.hidden_states, memory.accumulate_gradients = hidden_states, accumulate_gradients
-torch.optim.AdamW.step = step
+memory.accumulate_gradients, torch.optim.AdamW.step = accumulate_gradients, step
 from steerkit.cli import main
 sys.exit(main(sys.argv[1:]))
 """
