@@ -75,8 +75,8 @@ memory.accumulate_gradients, torch.optim.AdamW.step = accumulate_gradients, step
 from steerkit.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-MOUNT = "mount -t tmpfs -o size={size} tmpfs disk && {then} exec {command}"
-
+MOUNT = """mount -t tmpfs -o size={size} tmpfs disk && {then} {command}
+code=$?; ls disk/run/checkpoints > left.txt 2> /dev/null; exit $code"""
 
 KILL_EVALUATION = """
 import os, signal, time
@@ -117,7 +117,7 @@ class Study:
         if name in REWARDS:
             (self.folder / f"{name}.py").write_text(COUNT + REWARDS[name] + "\n")
             rewards.append({"name": f"{name}.py:reward"})
-        else:
+        elif not name.startswith("config_"):  # a stranger's has one thing that is wrong
             (self.folder / "plain.py").write_text(COUNT + "reward = at(-1, None)\n")
             rewards.append({"name": "plain.py:reward"})
         config = {
@@ -219,7 +219,8 @@ def disks(study: Study) -> None:
         study.config(name, run_dir="disk/run")
         command = f"{sys.executable} -m steerkit fit --config {name}.yaml --allow_code"
         shell = MOUNT.format(size=size, then=then, command=command)
-        study.note(name, study.run(["unshare", "-rm", "sh", "-c", shell]), None)
+        done = study.run(["unshare", "-rm", "sh", "-c", shell])
+        study.note(name, done, None, ", ".join((study.folder / "left.txt").read_text().split()))
 
 
 def strangers(study: Study) -> None:

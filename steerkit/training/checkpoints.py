@@ -58,6 +58,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise SteerkitError(f"No checkpoint {place}.") from None
     except Exception as error:  # zipfile, torch and the unpickler raise a dozen kinds
         reason = " ".join(str(error).split())[:160] or type(error).__name__
+        if "Weights only load failed" in reason:  # torch goes on with how to run what is in it
+            reason = "it holds other things than tensors and plain values"
         raise SteerkitError(f"The checkpoint {place} is damaged, or none ({reason}).") from None
     return content
 
