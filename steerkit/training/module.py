@@ -238,8 +238,10 @@ class SteeringModule(L.LightningModule):
         with processes.phase():
             params = self.budget.keeping(self.policy, batch, k, self.params)
             if not self._probed:
+                stops.hold()  # the probe steers at random: nothing may be saved before it has put the policy back
                 check_parity(self.policy, self.sampler, self.loaded.tokenizer, batch, params)
                 self._probed = True
+                stops.release()
             retry = not processes.mirrored
             groups = memory.sample(self.sampler, self.policy, self.loaded.tokenizer, batch, k, params, seeds[0], retry)
             sampled = time.perf_counter()
