@@ -257,7 +257,8 @@ class SteeringModule(L.LightningModule):
         optimizer.zero_grad()
         # Under DDP each backward would average over the processes: the sum is made once, by hand.
         with processes.phase(), getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
-            self.run_state.check_samples(table["log_prob"])
+            for member, part in zip(self.members, tables, strict=True):
+                self.run_state.check_samples(part["log_prob"], member.name)
             advantages = self.objective.advantages(table.rewards, table.valid)
             most = self.run_state.micro_batch_tokens
             tokens = self.budget.micro_batch_tokens(self.policy, batch, self.params.max_tokens, pad_id, most)

@@ -62,12 +62,13 @@ class RunState:
         few = sum(parameter.numel() for parameter in parameters) <= MOST_KEPT
         self._before = [(parameter, parameter.detach().clone()) for parameter in parameters] if few else []
 
-    def check_samples(self, log_probs: Tensor) -> None:
+    def check_samples(self, log_probs: Tensor, policy: str = "") -> None:
         """See that the model still gives probabilities. A loss of NaN would not tell: where every sample is as wrong
         as the others there is no loss at all.
 
         Args:
             log_probs: of what was sampled, in the global batch.
+            policy: the name of a sweep's.
 
         Raises:
             NotFinite: in all processes.
@@ -78,8 +79,9 @@ class RunState:
         if self.step == 0:
             raise NotFinite("The model's log-probabilities are not finite before any step: try another dtype.")
         raise NotFinite(
-            f"After step {self.step} the model's log-probabilities are not finite: training stopped; the last good "
-            f"vector is kept. Try a smaller lr, from an earlier checkpoint or the beginning."
+            f"After step {self.step} the model's log-probabilities are not finite{f' ({policy})' if policy else ''}: "
+            f"training stopped; the last good vector is kept. Try a smaller lr, from an earlier checkpoint or the "
+            f"beginning."
         )
 
     def undo_step(self) -> bool:
