@@ -162,12 +162,13 @@ def loops_at_step_end(loops: dict[str, Any], step: int, epoch_length: float, val
     validation = fit["epoch_loop.val_loop.batch_progress"]
     begun = int(validation_due)
     for name, count in (("total", step), ("current", step - earlier)):
-        batches[name] = {"ready": count, "completed": max(count - 1, 0), "started": count, "processed": count}
+        # One less, also than none (a new epoch's first batch has begun): Lightning adds one when it starts again.
+        batches[name] = {"ready": count, "completed": count - 1, "started": count, "processed": count}
         optimizer[name] = {"ready": count, "completed": count}
         batches["is_last_batch"] = count >= epoch_length
         validation[name] = {"ready": begun, "completed": 0, "started": begun, "processed": 0}
     if math.isinf(epoch_length):
         for progress in (fit["epoch_progress"]["total"], fit["epoch_progress"]["current"]):
             progress |= {"processed": progress["ready"] - 1, "completed": progress["ready"] - 1}
-    # Lightning adds one when it starts again, and one after a validation.
+    # Here it adds one when it starts again, and one after a validation.
     fit["epoch_loop.state_dict"] = {"_batches_that_stepped": step - 1 - begun}

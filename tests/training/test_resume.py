@@ -56,7 +56,7 @@ def steps(run):
     return [int(row["step"]) for row in rows(run)]
 
 
-def killed_at(monkeypatch, step, where="sampling"):
+def killed_at(monkeypatch, step, where="sampling", more=()):
     """Let the next run die in this optimiser step (from 1), or in the validation after it."""
 
     def die(*arguments, **keywords):
@@ -83,7 +83,7 @@ def killed_at(monkeypatch, step, where="sampling"):
                 lambda self, *a: die() if self.global_step == step else original(self, *a),
             )
         with pytest.raises(Killed):
-            fit("--ckpt_path", "last")
+            fit("--ckpt_path", "last", *more)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,24 @@ def test_killed_and_resumed(folder, monkeypatch, kills):
     assert fit("--ckpt_path", "last") == 0
     assert same(folder / "whole", folder / "run")
     assert len(list((folder / "run" / "checkpoints").glob("*.ckpt"))) == 3
+
+
+@pytest.mark.parametrize("every", [3, 4], ids=lambda every: f"validation every {every}")
+@pytest.mark.parametrize("step", [6, 7, 8])
+def test_killed_around_the_end_of_an_epoch(folder, monkeypatch, step, every):
+    """Six steps an epoch, two epochs, a checkpoint at each step."""
+    epochs = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "2", "--data.dataset.n", "24", "--vector_every", "1")
+    epochs += ("--trainer.val_check_interval", str(every))
+    assert fit("--run_dir", "epochs", *epochs) == 0
+    killed_at(monkeypatch, step, more=epochs)
+    assert fit("--ckpt_path", "last", *epochs) == 0
+    assert torch.equal(numbers(folder / "epochs"), numbers(folder / "run"))
+    whole, resumed = rows(folder / "epochs"), rows(folder / "run")
+    assert len(whole) == 12 + 12 // every
+    for row, again in zip(whole, resumed, strict=True):
+        # Lightning counts a validation that is made again at an epoch's end to the next epoch.
+        remade = row["step"] == "5" and any(key.startswith("val/") and value for key, value in row.items())
+        assert row == (again | {"epoch": row["epoch"]} if remade else again)
 
 
 def test_how_a_step_is_split_is_not_decided_again(folder, monkeypatch):
