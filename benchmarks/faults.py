@@ -1,11 +1,11 @@
 """Inject faults into a small training run and say what each printed, and what was left.
 
     python benchmarks/faults.py --out runs/faults            # all of them, some minutes
-    python benchmarks/faults.py --out runs/faults --only sigterm full_disk
+    python benchmarks/faults.py --out runs/faults --only signals disks
 
-Each fault is a process of its own: a tiny random model, a reward over the verifier pool, 8 steps. Writes ``faults.json``
-and prints a Markdown table. Full disk and read-only disk are real (a small tmpfs in a mount namespace, where the system
-allows that); out of memory is injected, since a CPU has none of its own.
+Each fault is a process of its own: a tiny random model, a reward over the verifier pool, 8 steps. Writes
+``faults.json`` and prints a Markdown table. Full disk and read-only disk are real (a small tmpfs in a mount
+namespace, where the system allows that); running out of memory and a NaN are injected by a patch.
 """
 
 from __future__ import annotations
@@ -41,36 +41,56 @@ REWARDS = {
     "reward_infinite": "inner = at(99, None)\ndef reward(completions, **columns):\n"
     "    values = inner(completions)\n    return [float('inf'), *values[1:]] if len(calls) == 5 else values",
     "rank_raises": "reward = at(5, lambda: {}['answer'] if os.environ.get('LOCAL_RANK') == '1' else None)",
-    "rank_killed": "reward = at(5, lambda: os.kill(os.getpid(), signal.SIGKILL) if os.environ.get('LOCAL_RANK') == '1' else None)",
-    "sigterm_ddp": "reward = at(5, lambda: os.kill(os.getpid(), signal.SIGTERM) if 'LOCAL_RANK' not in os.environ or "
-    "os.environ['LOCAL_RANK'] == '0' else None)",
+    "rank_killed": "reward = at(5, lambda: os.environ.get('LOCAL_RANK') == '1' and os.kill(os.getpid(), 9))",
+    "sigterm_ddp": "reward = at(5, lambda: os.environ.get('LOCAL_RANK', '0') == '0' and os.kill(os.getpid(), 15))",
     "workers_killed": "import psutil\nreward = at(5, lambda: [c.kill() for c in psutil.Process().children()])",
 }
 BEFORE = {
     "out_of_memory": "limit = 300",
     "out_of_memory_always": "limit = 1",
     "nan_loss": "poison = 5",
+    "vector_breaks_model": "blast = 5",
 }
 PATCH = """
 import sys, torch
 sys.argv[0] = "steerkit"
-limit = poison = None
+limit = poison = blast = None
 {setting}
 import steerkit.training.memory as memory
-from steerkit.models import SteeredModel
-hidden, accumulate, steps = SteeredModel.hidden_states, memory.accumulate_gradients, []
-def hidden_states(self, ids, *a, **k):
-    if limit and torch.is_grad_enabled() and ids.numel() > limit:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    return hidden(self, ids, *a, **k)
-def accumulate_gradients(model, objective, groups, advantages, *rest):
+accumulate, adam, steps = memory.accumulate_gradients, torch.optim.AdamW.step, []
+def accumulate_gradients(model, objective, groups, advantages, n_tokens, pad_id, temperature, tokens, backward):
     steps.append(1)
-    return accumulate(model, objective, groups, advantages * (float("nan") if len(steps) == poison else 1.0), *rest)
-SteeredModel.hidden_states, memory.accumulate_gradients = hidden_states, accumulate_gradients
+    def limited(loss):
+        backward(loss)  # a part of the gradient is there already
+        if limit and tokens > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    advantages = advantages * (float("nan") if len(steps) == poison else 1.0)
+    return accumulate(model, objective, groups, advantages, n_tokens, pad_id, temperature, tokens, limited)
+def step(self, *a, **k):
+    done = adam(self, *a, **k)
+    if len(steps) == blast:
+        [p.data.fill_(3e38) for group in self.param_groups for p in group["params"]]
+    return done
+memory.accumulate_gradients, torch.optim.AdamW.step = accumulate_gradients, step
 from steerkit.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-MOUNT = "mount -t tmpfs -o size={size} tmpfs disk && {then} exec {command}"
+MOUNT = """mount -t tmpfs -o size={size} tmpfs disk && {then} {command}
+code=$?; ls disk/run/checkpoints > left.txt 2> /dev/null; exit $code"""
+
+KILL_EVALUATION = """
+import os, signal, time
+from steerkit.rollouts.transformers_sampler import TransformersSampler
+class Killing(TransformersSampler):
+    calls = 0
+    def stream(self, *arguments):
+        Killing.calls += 1
+        if Killing.calls == 4 and os.environ.get("KILL"):
+            time.sleep(2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from super().stream(*arguments)
+"""
+HANGS = {"gold": r"\sum_{k=1}^{n} k", "completion": r"\boxed{10^{10^{123456789}}}"}
 
 
 class Study:
@@ -97,7 +117,7 @@ class Study:
         if name in REWARDS:
             (self.folder / f"{name}.py").write_text(COUNT + REWARDS[name] + "\n")
             rewards.append({"name": f"{name}.py:reward"})
-        else:
+        elif not name.startswith("config_"):  # a stranger's has one thing that is wrong
             (self.folder / "plain.py").write_text(COUNT + "reward = at(-1, None)\n")
             rewards.append({"name": "plain.py:reward"})
         config = {
@@ -117,18 +137,26 @@ class Study:
         command = [sys.executable, *program, "fit", "--config", f"{name}.yaml", "--allow_code", *more]
         return self.run(command)
 
-    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    def evaluate(self, out: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        options = ["--model", "model", "--temperature", "0", "--limit", "12", "--max_tokens", "8", "--out", out]
+        options += ["--sampler", "kill.py:Killing", "--batch_tokens", "100", *more]
+        return self.run([sys.executable, "-m", "steerkit", "evaluate", *options], **environment)
+
+    def run(self, command: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
+
+    def left(self, run: str) -> list[str]:
+        """The vector, with its step, and the checkpoints in a run's folder."""
+        found = sorted(path.name for path in (self.folder / run / "checkpoints").glob("*.ckpt"))
+        config = self.folder / run / "vector" / "steering_config.json"
+        vector = [f"vector of step {json.loads(config.read_text())['receipts']['steps']}"] if config.exists() else []
+        return [*vector, *[re.sub(r"step=0*", "checkpoint ", name).removesuffix(".ckpt") for name in found]]
 
     def note(self, fault: str, done: subprocess.CompletedProcess[str], run: str | None, also: str = "") -> None:
         said = [line for line in done.stderr.splitlines() if line.strip() and "━" not in line]
-        left = []
-        if run is not None and (self.folder / run).is_dir():
-            found = sorted(path.name for path in (self.folder / run / "checkpoints").glob("*.ckpt"))
-            vector = (self.folder / run / "vector" / "steering.safetensors").exists()
-            left = [*["vector"] * vector, *[re.sub(r"step=0*", "step ", name).removesuffix(".ckpt") for name in found]]
         said = [line.replace(str(self.folder), ".") for line in said]
+        left = self.left(run) if run is not None else []
         self.rows.append({"fault": fault, "exit": done.returncode, "said": said, "left": left, "also": also})
         print(json.dumps(self.rows[-1]), flush=True)
 
@@ -136,9 +164,9 @@ class Study:
 def signals(study: Study) -> None:
     for name in ("sigterm", "ctrl_c", "sigkill"):
         study.config(name)
-        done = study.fit(name)
+        study.note(name, study.fit(name), f"{name}/run")
         again = study.fit(name, "--ckpt_path", "last")
-        study.note(name, done, f"{name}/run", f"resumed with exit {again.returncode}")
+        study.rows[-1]["also"] = f"gone on with to {', '.join(study.left(f'{name}/run')[:1])}, exit {again.returncode}"
 
 
 def failures(study: Study) -> None:
@@ -191,7 +219,8 @@ def disks(study: Study) -> None:
         study.config(name, run_dir="disk/run")
         command = f"{sys.executable} -m steerkit fit --config {name}.yaml --allow_code"
         shell = MOUNT.format(size=size, then=then, command=command)
-        study.note(name, study.run(["unshare", "-rm", "sh", "-c", shell]), None)
+        done = study.run(["unshare", "-rm", "sh", "-c", shell])
+        study.note(name, done, None, ", ".join((study.folder / "left.txt").read_text().split()))
 
 
 def strangers(study: Study) -> None:
@@ -220,11 +249,43 @@ def strangers(study: Study) -> None:
         study.note(name, study.run(command), None, owned(study))
 
 
+def evaluations(study: Study) -> None:
+    (study.folder / "kill.py").write_text(KILL_EVALUATION)
+    study.evaluate("whole")
+    done = study.evaluate("killed", KILL="1")
+    (shard,) = (study.folder / "killed" / "journal").glob("samples-*.jsonl")
+    lines = shard.read_text()
+    with shard.open("a") as file:
+        file.write('{"arm": "ba')  # and as if a line had been cut
+    study.evaluate("killed")
+    rows, samples = (
+        [(study.folder / out / name) for out in ("whole", "killed")] for name in ("results.json", "samples.parquet")
+    )
+    equal = samples[0].read_bytes() == samples[1].read_bytes()
+    equal &= len({json.dumps(json.loads(path.read_text())["rows"]) for path in rows}) == 1
+    kept = f"{lines.count(chr(10))} of 12 samples on disk; resumed: {'the same results' if equal else 'OTHER RESULTS'}"
+    study.note("evaluation_killed", done, None, kept)
+
+    study.evaluate("damaged", KILL="1")
+    (shard,) = (study.folder / "damaged" / "journal").glob("samples-*.jsonl")
+    shard.write_text("nonsense\n" + shard.read_text())
+    study.note("journal_damaged", study.evaluate("damaged"), None)
+    study.evaluate("changed", KILL="1")
+    study.note("evaluation_of_other_settings", study.evaluate("changed", "--max_tokens", "9"), None)
+
+    (study.folder / "cases.jsonl").write_text(
+        json.dumps(HANGS) + "\n" + json.dumps({"gold": "2", "completion": "\\boxed{2}"})
+    )
+    verify = ["verify", "--input", "cases.jsonl", "--verifier", '{"name": "math", "timeout": 2}', "--limit", "0"]
+    done = study.run([sys.executable, "-m", "steerkit", *verify])
+    study.note("answer_hangs_the_verifier", done, None, " ".join(done.stdout.splitlines()[:1]))
+
+
 def owned(study: Study) -> str:
     return "code was run" if (study.folder / "owned").exists() else "nothing was run"
 
 
-PARTS = (signals, failures, processes, damaged, disks, strangers)
+PARTS = (signals, failures, processes, damaged, disks, strangers, evaluations)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from steerkit.evaluation.journal import Journal
 from steerkit.evaluation.protocols import PRESETS, Preset, find_preset, resolve, verifier_of
 from steerkit.evaluation.results import results_table, write_results
 from steerkit.evaluation.resume import evaluation_settings, finished_record
+from steerkit.evaluation.rows import MEAN
 from steerkit.evaluation.seen import seen_problems
-from steerkit.evaluation.suite import Suite, measure
+from steerkit.evaluation.suite import FAULTS, Suite, measure
 from steerkit.files import ensure_folder
 from steerkit.models import LoadedModel, load_model
 from steerkit.rollouts.prompting import context_length
@@ -169,9 +171,21 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     title = f"{options.model}, {names}" if len(sets) > 1 else f"{options.model}, {options.split} split of {names}"
     Console().print(results_table(rows, title))
     print(done)
+    causes = ", ".join(f"{cause} {count}" for cause, count in _causes(rows).most_common())
+    if causes:
+        print(f"The verifier failed on some answers ({causes}): steerkit verify --replay {out / FAULTS}")
     if options.format == "lm-eval":
         _export(out)
     return 0
+
+
+def _causes(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """Faults by cause over all rows but those that average others."""
+    total: Counter[str] = Counter()
+    for row in rows:
+        if row["set"] != MEAN:
+            total.update(row.get("fault_causes", {}))
+    return total
 
 
 def _say(

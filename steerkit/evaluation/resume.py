@@ -12,6 +12,7 @@ from steerkit.datasets import PromptTemplate
 from steerkit.errors import SteerkitError
 from steerkit.evaluation.arms import Arm, Protocol
 from steerkit.evaluation.journal import differences
+from steerkit.evaluation.suite import FAULTS
 from steerkit.files import set_aside, set_aside_file
 from steerkit.models import LoadedModel, fingerprint
 from steerkit.types import Example
@@ -88,6 +89,6 @@ def finished_record(out: Path, settings: Mapping[str, Any], restart: bool) -> tu
 
 
 def _aside(out: Path, why: str) -> list[str]:
-    moved = [set_aside_file(out / "results.json"), set_aside_file(out / "samples.parquet"), set_aside(out / "journal")]
-    names = [path.name for path in moved if path is not None]
+    files = [set_aside_file(out / name) for name in ("results.json", "samples.parquet", FAULTS)]
+    names = [path.name for path in (*files, set_aside(out / "journal")) if path is not None]
     return [f"{out} held an evaluation with other settings ({why}): now in {', '.join(names)}."] if names else []

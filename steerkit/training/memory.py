@@ -60,7 +60,10 @@ class Budget:
     def __init__(self, gigabytes: float | None = None) -> None:
         budget_bytes(gigabytes, torch.device("cpu"))
         self.gigabytes = gigabytes
-        self._saved: Saved | None = None
+        self.saved: Saved | None = None
+        """As measured before the first update. A resumed run takes it from the checkpoint: where tokens are routed to
+        experts, a measurement need not repeat itself.
+        """
 
     def keeping(
         self, model: SteeredModel, prompts: Sequence[EncodedPrompt], k: int, params: SamplingParams
@@ -79,12 +82,12 @@ class Budget:
         self, model: SteeredModel, prompts: Sequence[EncodedPrompt], max_tokens: int, pad_id: int, most: int
     ) -> int:
         """Padded tokens of a micro-batch whose activations stay within the budget, at most ``most``."""
-        if self._saved is None:
+        if self.saved is None:
             ids = torch.tensor(prompts[0].ids, device=model.device)
-            self._saved = saved_for_backward(model, ids, pad_id)
+            self.saved = saved_for_backward(model, ids, pad_id)
         longest = max(len(prompt.ids) for prompt in prompts) + max_tokens
         rest = (1 - KEPT_SHARE) * budget_bytes(self.gigabytes, model.device)
-        return min(most, tokens_within(self._saved, rest, longest))
+        return min(most, tokens_within(self.saved, rest, longest))
 
 
 def sample(

@@ -137,8 +137,8 @@ class SteeringModule(L.LightningModule):
         judges = (self.rubric[name] for name in self.rubric.names)
         self.judge = next((reward for reward in judges if isinstance(reward, Verifiable)), None) or Verifiable()
         self.loaded: LoadedModel | None = None
-        self.run_state = RunState(self.rubric, micro_batch_tokens)
         self.budget = memory.Budget(memory_budget)
+        self.run_state = RunState(self.rubric, micro_batch_tokens, self.budget)
         self.last_groups: list[RolloutGroup] = []
         self.last_verdicts: Any = None
         self.processes = Processes()
@@ -241,8 +241,10 @@ class SteeringModule(L.LightningModule):
         with processes.phase():
             params = self.budget.keeping(self.policy, batch, k, self.params)
             if not self._probed:
+                stops.hold()  # the probe steers at random: nothing may be saved before it has put the policy back
                 check_parity(self.policy, self.sampler, self.loaded.tokenizer, batch, params)
                 self._probed = True
+                stops.release()
             retry = not processes.mirrored
             groups = memory.sample(self.sampler, self.policy, self.loaded.tokenizer, batch, k, params, seeds[0], retry)
             sampled = time.perf_counter()
@@ -258,6 +260,8 @@ class SteeringModule(L.LightningModule):
         optimizer.zero_grad()
         # Under DDP each backward would average over the processes: the sum is made once, by hand.
         with processes.phase(), getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
+            for member, part in zip(self.members, tables, strict=True):
+                self.run_state.check_samples(part["log_prob"], member.name)
             advantages = self.objective.advantages(table.rewards, table.valid)
             most = self.run_state.micro_batch_tokens
             tokens = self.budget.micro_batch_tokens(self.policy, batch, self.params.max_tokens, pad_id, most)
@@ -276,7 +280,8 @@ class SteeringModule(L.LightningModule):
             )
         if fitted < tokens:
             self.run_state.micro_batch_tokens = fitted
-        processes.add_gradients([p for p in self.policy.parameters() if p.requires_grad])
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        processes.add_gradients(parameters)
         (loss,), (gap,) = processes.total(stats.loss), processes.largest(stats.logprob_gap)
         with processes.phase():  # the same numbers in each of them: one says it for all
             norms = [clip_gradients(trained(member.policy), self.settings.grad_clip) for member in self.members]
@@ -284,7 +289,7 @@ class SteeringModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * warm
         stops.hold()  # until the step's metrics are on disk
-        self.run_state.begin_update()
+        self.run_state.begin_update(parameters)
         optimizer.step()
         done = time.perf_counter()
         self.run_state.end_step(self.global_step, table.n_tokens, done - began)
