@@ -10,8 +10,8 @@
    of test problems that no choice has seen.
 3. table: mean over seeds; 95 % interval by bootstrap over problems (of the seeds' mean), and each seed's value.
 
-Each run is a `steerkit fit` of its own, or `steerkit extract` and `evaluate`. What is finished lies in benchmarks/results/arms and is not done again:
-remove that folder to measure anew, or go on with what is missing.
+Each run is a `steerkit fit` of its own, or `steerkit extract` and `evaluate`. What is finished lies in
+benchmarks/results/arms and is not done again: remove that folder to measure anew, or go on with what is missing.
 """
 
 from __future__ import annotations
@@ -168,9 +168,7 @@ def steerkit(run: Path, *arguments: Any) -> None:
     command = [sys.executable, "-m", "steerkit", *map(str, arguments)]
     log = run.with_name(f"{run.name}_{arguments[0]}.log")
     with open(log, "w") as file:
-        done = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed: see {log}")
 
@@ -220,7 +218,9 @@ def choose(out: Path, name: str, arm: Arm) -> tuple[float, dict[float, float]]:
 def study(out: Path, name: str, arm: Arm) -> None:
     lr, tried = choose(out, name, arm)
     what = "scale" if arm.extract else "lr"
-    print(f"{name}: {what} {lr:g} of {', '.join(f'{k:g}: {100 * v:.1f} %' for k, v in sorted(tried.items()))}", flush=True)
+    print(
+        f"{name}: {what} {lr:g} of {', '.join(f'{k:g}: {100 * v:.1f} %' for k, v in sorted(tried.items()))}", flush=True
+    )
     for seed in arm.seeds:
         measured(out, "final", f"{name}_{seed}", arm, lr, seed)
     for other, (parent, twin) in FINAL_ONLY.items():
