@@ -68,7 +68,8 @@ def explained(message: str, options: Iterable[str]) -> str:
     if flag := _FLAG.match(message):
         return f"{_sentence(message)}{_near(flag['flag'], options)}"
     if required := _REQUIRED.match(message):
-        names = [f"--{name}" if name in plain else name for name in required["names"].split(", ")]
+        missing = [name for name in required["names"].split(", ") if "=" not in name]  # key=value: none is needed
+        names = [f"--{name}" if name in plain else name if name.startswith("-") else name.upper() for name in missing]
         return f"Give {' and '.join(names)}."
     if choice := _CHOICE.search(message):
         hint = did_you_mean(choice["value"], choice["choices"].replace("'", "").split(", "))

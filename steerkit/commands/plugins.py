@@ -79,7 +79,7 @@ def _check_kind(kind: str, options: argparse.Namespace, settings: dict[str, Any]
     from steerkit.testing.checks import contract, failure
 
     list_checks = contract(kind)
-    if kind == "models":
+    if kind in ("models", "exporters"):
         from steerkit.commands.console import prepare  # the libraries' progress bars off
 
         prepare()
