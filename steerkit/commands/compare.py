@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from steerkit.evaluation.compare import Difference
 
 
-def run(verb: str, arguments: Sequence[str]) -> int:
-    """Compare, print the table and some flipped samples, write them on demand."""
-    parser = PlainParser(prog=f"steerkit {verb}", description=__doc__)
+def build_parser() -> PlainParser:
+    """The options of ``steerkit compare``."""
+    parser = PlainParser(prog="steerkit compare", description=__doc__)
     parser.add_argument("a", help="folder of the first evaluation (samples.parquet)")
     parser.add_argument("b", help="folder of the second one; differences are B minus A")
     parser.add_argument(
@@ -31,7 +31,12 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print N flipped samples")
     parser.add_argument("--out", help="folder for compare.json and flips.parquet")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Compare, print the table and some flipped samples, write them on demand."""
+    options = build_parser().parse_args(arguments)
     if options.show < 0:
         raise SteerkitError(f"--show must be 0 or more, got {options.show}.")
 
