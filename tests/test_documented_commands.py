@@ -1,10 +1,11 @@
-"""Every `steerkit` command in README, docs and configs is one that the parsers take; what needs no machine time runs."""
+"""Every `steerkit` command in README, docs and configs is one that the parsers take."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_they_parse(place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
             continue
         module = import_module(VERBS[verb][0])
         if verb in ("fit", "validate", "test", "predict"):
-            files = [value for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--config"]
+            files = [value for flag, value in pairwise(arguments) if flag == "--config"]
             if all((ROOT / file).is_file() for file in files):  # a page may have its reader write one
                 with pytest.raises(SystemExit) as stop:
                     main([verb, *arguments, "--print_config"])
