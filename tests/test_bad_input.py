@@ -122,7 +122,7 @@ def test_tokenizer_without_chat_template(folder, capsys):
     (folder / "model" / "chat_template.jinja").unlink()
     assert run_fit(folder) == 2
     one_line(capsys, "chat template", "plain")
-    assert run_fit(folder, model__prompt={"style": "plain"}) == 0
+    assert run_fit(folder, model__template={"style": "plain"}) == 0
 
 
 def test_tokenizer_without_pad_token_uses_its_end_token(folder):

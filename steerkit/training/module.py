@@ -52,7 +52,7 @@ IN_THE_BAR = ("reward", "accuracy", "length", "tok/s")
 
 
 class SteeringModule(L.LightningModule):
-    """On-policy RL of steering vectors (mission: one optimiser step a batch).
+    """On-policy RL of steering vectors, one optimiser step a batch.
 
     Args:
         base: plugin of group ``steerkit.models``, local folder, or hub id.
@@ -77,7 +77,7 @@ class SteeringModule(L.LightningModule):
         samples_per_prompt: K, at least 2 (the other K - 1 are the baseline).
         temperature: of the rollouts; the trained policy is the one at this temperature.
         max_tokens: length limit of a completion; a cut-off one counts as wrong.
-        prompt: how a problem is put to the model.
+        template: how a problem is put to the model.
         micro_batch_tokens: padded tokens in one forward and backward pass, at most.
         memory_budget: GB that a step's activations may take (1 GB = 10^9 bytes); default: 2 on a CPU, a quarter of an
             accelerator's memory.
@@ -107,7 +107,7 @@ class SteeringModule(L.LightningModule):
         samples_per_prompt: int = 16,
         temperature: float = 1.0,
         max_tokens: int = 128,
-        prompt: PromptTemplate = PromptTemplate(),  # noqa: B008 (frozen)
+        template: PromptTemplate = PromptTemplate(),  # noqa: B008 (frozen)
         micro_batch_tokens: int = 16384,
         memory_budget: float | None = None,
         validation_temperatures: list[float] = [0.0, 1.0],  # noqa: B006 (never changed; the CLI shows the default)
@@ -128,7 +128,7 @@ class SteeringModule(L.LightningModule):
         self.settings: Any = self.hparams
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the interventions only
-        self.prompt, self.sweep = prompt, sweep
+        self.template, self.sweep = template, sweep
         self.members: list[Member] = []
         self.params = SamplingParams(temperature, max_tokens)
         self.objective = registry.build("objectives", objective)
@@ -179,7 +179,7 @@ class SteeringModule(L.LightningModule):
         return encode_prompts(
             self.loaded.base,
             self.loaded.tokenizer,
-            self.prompt,
+            self.template,
             examples,
             self.params.max_tokens,
             long_prompts,

@@ -57,7 +57,7 @@ class Faulty(Verifier):
 '''
 OPTIONS = ["--suite", "gsm8k", "aime24", "svamp", "--data_root", "data", "--temperature", "0", "1", "--k", "2"]
 OPTIONS += ["--max_tokens", "5", "--verifier", '{"name": "exact", "extract": "text"}', "--batch_tokens", "150"]
-OPTIONS += ["--prompt.style", "plain", "--prompt.system", ""]
+OPTIONS += ["--template.style", "plain", "--template.system", ""]
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytes
     evaluate("bad", *arguments, code=2)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("steerkit evaluate: ") and message in line
-    assert not any(Path("bad").iterdir())
+    assert not Path("bad").exists()
 
 
 def test_another_commands_results_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
