@@ -55,6 +55,8 @@ def build_parser() -> Parser:
     add("--protocol", type=str | None, default=None, help=f"preset that flags override: {', '.join(PRESETS)}")
     add("--temperature", nargs="+", type=float, default=None, help="0 is greedy; default: the protocol's, else 0 1")
     add("--k", type=int | None, default=None, help="samples a problem at temperatures above 0; default 1")
+    add("--top_p", type=float, default=1.0, help="draw from the likeliest tokens that have this probability together")
+    add("--top_k", type=int, default=0, help="draw from this many likeliest tokens; 0: from all")
     add("--seeds", type=int | None, default=None, help="sampling seeds, each with k samples; default 1")
     add("--max_tokens", type=int | None, default=None, help="default: the protocol's, the vector's, else 128")
     add("--seed", type=int, default=1, help="of the samples and the bootstrap")

@@ -47,6 +47,7 @@ def evaluation_settings(
         "verifier": protocol.verifier if isinstance(protocol.verifier, str) else dict(protocol.verifier),
         "sampler": protocol.sampler if isinstance(protocol.sampler, str) else dict(protocol.sampler),
         "batch_tokens": protocol.batch_tokens,
+        **({"top_p": protocol.top_p, "top_k": protocol.top_k} if (protocol.top_p, protocol.top_k) != (1.0, 0) else {}),
     }
 
 

@@ -185,7 +185,7 @@ def _measure_arm(
     }
     done = journal.done if journal is not None else set()
     for temperature in protocol.temperatures:
-        params = SamplingParams(temperature, protocol.max_tokens)
+        params = SamplingParams(temperature, protocol.max_tokens, protocol.top_p, protocol.top_k)
         for seed in protocol.seeds_at(temperature):
             for name, encoded in prompts.items():
                 k = protocol.samples(name, temperature)

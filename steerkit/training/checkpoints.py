@@ -172,3 +172,15 @@ def loops_at_step_end(loops: dict[str, Any], step: int, epoch_length: float, val
             progress |= {"processed": progress["ready"] - 1, "completed": progress["ready"] - 1}
     # Here it adds one when it starts again, and one after a validation.
     fit["epoch_loop.state_dict"] = {"_batches_that_stepped": step - 1 - begun}
+
+
+def check_same_keys(saved: set[str], ours: set[str]) -> None:
+    """
+    Raises:
+        SteerkitError: if a checkpoint does not hold what is trained.
+    """
+    if saved != ours:
+        raise SteerkitError(
+            f"The checkpoint holds {', '.join(sorted(saved))}, this config trains {', '.join(sorted(ours))}: "
+            "use the config in the run's folder."
+        )

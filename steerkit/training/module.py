@@ -21,6 +21,7 @@ from steerkit.models import LoadedModel, fingerprint, load_model
 from steerkit.rewards import Rubric, Verifiable
 from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams, encode_prompts, fold_seed, without_streams
 from steerkit.training import memory, saving
+from steerkit.training.checkpoints import check_same_keys
 from steerkit.training.distributed import Processes
 from steerkit.training.members import (
     Member,
@@ -389,13 +390,8 @@ class SteeringModule(L.LightningModule):
         self.run_state.save(checkpoint, self.processes, length, self.validation_due)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = {key for key in checkpoint["state_dict"] if key.startswith(PREFIXES)}
-        ours = {key for key in self.state_dict() if key.startswith(PREFIXES)}
-        if saved != ours:
-            raise SteerkitError(
-                f"The checkpoint holds {', '.join(sorted(saved))}, this config trains {', '.join(sorted(ours))}: "
-                "use the config in the run's folder."
-            )
+        states = (checkpoint["state_dict"], self.state_dict())
+        check_same_keys(*({key for key in state if key.startswith(PREFIXES)} for state in states))
         self.run_state.load(checkpoint)
 
     def teardown(self, stage: str) -> None:
