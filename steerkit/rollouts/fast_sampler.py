@@ -11,14 +11,13 @@ from torch import Tensor
 
 from steerkit.errors import SteerkitError
 from steerkit.interventions.rowwise import Rows
-from steerkit.models.positions import mask_positions, positions_from_mask
 from steerkit.rollouts.acceleration import accelerated
 from steerkit.rollouts.approximate import check_precision
+from steerkit.rollouts.prefill import prefill
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
 from steerkit.rollouts.shared_cache import SharedPromptCache, shared_attention, shares_prompts
 from steerkit.rollouts.slab_cache import SlabCache
 from steerkit.rollouts.suffix import KeptStreams, without_streams
-from steerkit.rollouts.teacher_forcing import left_pad
 from steerkit.rollouts.transformers_sampler import TransformersSampler
 from steerkit.rollouts.uniforms import uniforms
 from steerkit.types import Rollout, RolloutGroup
@@ -154,7 +153,8 @@ class _Decoder:
             return logits
         chosen, self.waiting = self.waiting[-n_prompts:], self.waiting[:-n_prompts]
         batch = [self.prompts[index] for index in chosen]
-        fresh = self._prefill(batch)
+        filled, fresh, streams = prefill(self.model, batch, self.tokenizer.pad_token_id, self.kept)
+        self.cache.join(filled, [len(prompt.ids) for prompt in batch], self.k)
         first = self.cache.n_rows - n_prompts * self.k
         ids = [p.example.id for p in batch for _ in range(self.k)]
         seeds = [self.seed if p.seed is None else p.seed for p in batch for _ in range(self.k)]
@@ -167,32 +167,13 @@ class _Decoder:
         self.rows = None
         for index in chosen:
             self.done[index] = [None] * self.k
-        if self.kept.on:
-            streams = self.kept.take(of_prompts)
+        if streams is not None:
             for row, index in enumerate(chosen):
                 self.prompt_streams[index] = streams[row, -len(self.prompts[index].ids) :].clone()
             if self.stream is None:
                 self.stream = streams.new_zeros(self.n_slots, self.params.max_tokens, streams.shape[-1])
+        fresh = fresh.repeat_interleave(self.k, dim=0)
         return fresh if logits is None else torch.cat([logits, fresh])
-
-    def _prefill(self, batch: Sequence[EncodedPrompt]) -> Tensor:
-        from transformers import DynamicCache
-
-        model = self.model
-        ids, mask = left_pad([p.ids for p in batch], self.tokenizer.pad_token_id, model.device)
-        lengths = [len(p.ids) for p in batch]
-        steered = mask_positions(model.token_mask, lengths, [p.segments for p in batch], ids.shape[1], model.device)
-        with model.prefill(steered), model.rows([p.policy for p in batch]):
-            out = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions_from_mask(mask),
-                past_key_values=DynamicCache(),  # whole keys and values also where attention slides
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        self.cache.join(out.past_key_values, lengths, self.k)
-        return out.logits[:, -1].repeat_interleave(self.k, dim=0)
 
     def _draw(self, logits: Tensor) -> list[int]:
         """Sample one token a row; returns the slots that are finished."""

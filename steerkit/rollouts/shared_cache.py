@@ -283,6 +283,13 @@ def shared_attention(base: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
+def slides(model: SteeredModel, length: int) -> bool:
+    """Whether attention in some layers may not reach over sequences of this many tokens."""
+    config = model.base.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return any(window and length > window for window in windows)
+
+
 _PROBED: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
@@ -299,8 +306,7 @@ def shares_prompts(model: SteeredModel, length: int) -> bool:
     config = base.config.get_text_config()
     if model.device.type != "cpu" or not base._supports_attention_backend:
         return False
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    if config._attn_implementation not in ("sdpa", "eager") or any(window and length > window for window in windows):
+    if config._attn_implementation not in ("sdpa", "eager") or slides(model, length):
         return False
     if base not in _PROBED:
         with torch.no_grad(), model.disabled():

@@ -11,8 +11,10 @@ from steerkit.interventions import Gated, Static
 from steerkit.models import SteeredModel
 from steerkit.rollouts import EncodedPrompt, SamplingParams, fast_sampler
 from steerkit.rollouts.fast_sampler import FastSampler
+from steerkit.rollouts.prefill import common_prefix
 from steerkit.rollouts.shared_cache import shares_prompts
 from steerkit.rollouts.slab_cache import SlabCache
+from steerkit.rollouts.suffix import kept_layers
 from steerkit.rollouts.transformers_sampler import TransformersSampler
 from steerkit.testing import randomize, tiny_model
 from steerkit.types import Example
@@ -182,3 +184,61 @@ def test_the_same_seed_at_any_batch(family):
     flat = [[r for group in groups for r in group.rollouts] for groups in samples]
     same = sum(a.token_ids == b.token_ids for other in flat[1:] for a, b in zip(flat[0], other, strict=True))
     assert same >= 0.999 * 2 * len(flat[0]) and len(flat[0]) == 128
+
+
+def with_beginning(prompts, n, segments=("system", "problem")):
+    """The same prompts behind ``n`` tokens that all have in common."""
+    common = tuple(60 + t % 30 for t in range(n))
+    return [
+        EncodedPrompt(p.example, p.text, common + p.ids, (segments[0],) * n + (segments[1],) * len(p.ids))
+        for p in prompts
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3", "falcon", "mistral"])
+def test_what_prompts_begin_with_is_run_once(family, monkeypatch):
+    """Worked examples before each problem: one row of them is run, whatever comes behind."""
+    model, beginning = policy(family, **({"sliding_window": 8} if family == "mistral" else {})), 23
+    seen = []
+    original = SteeredModel.forward
+
+    def counted(self, input_ids, *arguments, **keywords):
+        seen.append(tuple(input_ids.shape))
+        return original(self, input_ids, *arguments, **keywords)
+
+    prompts = with_beginning(problems(7), beginning)
+    compare(model, prompts, FastSampler(max_rows=9))  # probes are made
+    monkeypatch.setattr(SteeredModel, "forward", counted)
+    FastSampler().sample(model, TOK, prompts, 3, SamplingParams(1.0, 4), 0)
+    if family == "mistral":  # its window is shorter than the prompts
+        assert seen[0][0] == 7
+    else:
+        assert seen[0][0] == 1 and seen[0][1] >= beginning and seen[1][0] == 7 and seen[1][1] < 14
+
+
+@pytest.mark.parametrize(
+    "mask", ["prompt", "generated", "first_generated", "not_first_generated", "last_prompt:9", "segment:system"]
+)
+def test_masks_behind_a_common_beginning(mask, cache):
+    compare(policy(mask=mask, cls=Gated), with_beginning(problems(6), 20), FastSampler(max_rows=6))
+
+
+@pytest.mark.parametrize("points", [[0], [1], [2], [1, 2]])
+def test_streams_of_a_common_beginning(points):
+    items = Gated.build([HookPoint(k) for k in points], 32)
+    for seed, item in enumerate(items.values()):
+        randomize(item, seed)
+    model = SteeredModel(policy().base, items)
+    params = SamplingParams(1.0, 6, keep_layers=kept_layers(model))
+    prompts = with_beginning(problems(6), 20)
+    shared = FastSampler().sample(model, TOK, prompts, 2, params, 0)
+    alone = [FastSampler().sample(model, TOK, [prompt], 2, params, 0)[0] for prompt in prompts]
+    for one, other in zip(shared, alone, strict=True):
+        torch.testing.assert_close(one.stream, other.stream, atol=1e-5, rtol=1e-5)
+        assert len(one.stream) == len(one.prompt_ids)
+
+
+def test_common_prefixes():
+    assert common_prefix([(1, 2, 3), (1, 2, 4)]) == 2
+    assert common_prefix([(1, 2), (1, 2)]) == 1  # one token of each is left to be run
+    assert common_prefix([(5,), (5, 6)]) == 0
