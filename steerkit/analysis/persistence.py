@@ -1,7 +1,8 @@
 """Whether what a vector adds at one layer is still there, as one direction, in later layers (C6).
 
 arXiv 2509.06608: D_ij(t) = h_j steered at layer i alone - h_j base, on the same tokens;
-Diff-Diff_ij = mean_t cos(D_ij(t), mean_t D_ij); Diff-Vector_ij = mean_t cos(D_ij(t), s_j).
+Diff-Diff_ij = mean_t cos(D_ij(t), mean_t D_ij); Diff-Vector_ij = mean_t cos(D_ij(t), s_j). Ours besides, to
+tell "another direction" from "the same as was added": Diff-Own_ij = mean_t cos(D_ij(t), s_i).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from steerkit.vectors.algebra import directions
 if TYPE_CHECKING:
     from steerkit.analysis.plots.panels import Panel
 
-METRICS = ("Diff-Diff", "Diff-Vector")
+METRICS = ("Diff-Diff", "Diff-Vector", "Diff-Own")
 JOINED = "joined"
 """The name of the map of several vectors that stand at one layer each (trained alone)."""
 _NOTHING = 1e-6
@@ -90,7 +91,9 @@ class Persistence(Analyzer):
         """Metric -> [N, i, j], the mean over the random vectors."""
         found: list[dict[str, Tensor]] = []
         for index in range(self.controls):
-            random = {layer: work.controls(vector, self.controls)[index] for layer, vector in layers.items()}
+            random = {
+                layer: work.controls(vector, self.controls, salt=layer)[index] for layer, vector in layers.items()
+            }
             found.append(self._map(work, f"{name}, control {index}", random, texts))
         return {metric: torch.stack([one[metric] for one in found]).nanmean(0) for metric in METRICS}
 
@@ -108,8 +111,9 @@ class Persistence(Analyzer):
             shares = units / counts[..., None]
             for j in range(layer, work.n_layers):
                 found["Diff-Diff"][:, index, j] = shares[:, j] @ mean[j]
-                if j in own and len(own[j]) == work.d_model and float(own[j].norm()):
-                    found["Diff-Vector"][:, index, j] = shares[:, j] @ (own[j] / own[j].norm())
+                for metric, k in (("Diff-Vector", j), ("Diff-Own", layer)):
+                    if k in own and len(own[k]) == work.d_model and float(own[k].norm()):
+                        found[metric][:, index, j] = shares[:, j] @ (own[k] / own[k].norm())
         return found
 
     def _sums(self, work: Work, name: str, vector: SteeringVector, texts: Sequence[Text]) -> dict[str, Any]:
