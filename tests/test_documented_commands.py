@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from steerkit import registry
 from steerkit.cli import VERBS, main
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def test_they_parse(place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.chdir(ROOT)
     for words in dict.fromkeys(words for where, words in COMMANDS if where == place):
         verb, arguments = words[1], [word for word in words[2:] if word not in ("--debug", "--allow_code")]
-        if verb in LIGHT:
+        if verb in LIGHT or "--help" in arguments:
             continue
         module = import_module(VERBS[verb][0])
         if verb in ("fit", "validate", "test", "predict"):
@@ -59,6 +60,10 @@ def test_they_parse(place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
                 with pytest.raises(SystemExit) as stop:
                     main([verb, *arguments, "--print_config"])
                 assert stop.value.code == 0, words
+            continue
+        if verb == "analyze":  # the options are those of the analyzer
+            if arguments and not arguments[0].startswith("-"):
+                module.build_parser(registry.resolve("analyzers", arguments[0])).parse_args(arguments[1:])
             continue
         module.build_parser().parse_args(arguments)
     capsys.readouterr()
