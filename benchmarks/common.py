@@ -13,7 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,10 @@ class Row:
     """[a, b] of each pair, in the order they ran."""
     model: str = ""
     note: str = ""
+
+    def renamed(self, name: str) -> Row:
+        """The same under another name, with that name's target."""
+        return replace(self, name=name, target=TARGETS.get(name))
 
     @classmethod
     def of(
