@@ -157,7 +157,9 @@ class Report:
 
     def __post_init__(self) -> None:
         lists = [f"{key} {value}" for key, value in versions().items()]
-        print(f"{self.name} ({self.options.form}): {machine()['cpu']}, {threads(self.options.form)} threads; {', '.join(lists)}")
+        print(
+            f"{self.name} ({self.options.form}): {machine()['cpu']}, {threads(self.options.form)} threads; {', '.join(lists)}"
+        )
         print(f"| {'row':44} | ratio | target | {'ours':>10} | {'theirs':>10} | unit | pairs |")
         print("|---|---|---|---|---|---|---|", flush=True)
 
@@ -179,7 +181,8 @@ class Report:
         record = {
             "schema": 1,
             "form": self.options.form,
-            "machine": machine() | {"threads": threads(self.options.form), "load_average": [*self.load, os.getloadavg()[0]]},
+            "machine": machine()
+            | {"threads": threads(self.options.form), "load_average": [*self.load, os.getloadavg()[0]]},
             "versions": versions(),
             "rows": [asdict(row) for row in self.rows],
             **self.extra,

@@ -66,7 +66,9 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.4 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
-    for (left, right), (model, curves) in zip(figure.subplots(len(found), 2, squeeze=False), found.items(), strict=True):
+    for (left, right), (model, curves) in zip(
+        figure.subplots(len(found), 2, squeeze=False), found.items(), strict=True
+    ):
         rows = [point["rows"] for point in curves["rates"]]
         for name, style in (("ours", "o-"), ("generate", "o-"), ("linear limit", "--")):
             left.plot(rows, [point[name] for point in curves["rates"]], style, markersize=4, label=name)

@@ -93,9 +93,7 @@ def bench(report: Report, model: str) -> None:
         warm = Sides(work, form.k, 4)
         warm.ours(), warm.theirs()
     rows = form.prompts * form.k
-    report.add(
-        Row.of("rollouts_vs_generate", alternate(sides.ours, sides.theirs, form.runs), "tokens/s", True, model)
-    )
+    report.add(Row.of("rollouts_vs_generate", alternate(sides.ours, sides.theirs, form.runs), "tokens/s", True, model))
     limits = alternate(lambda: linear_limit(work.loaded.base, rows, 0.5), sides.ours, form.runs)
     report.add(Row.of("rollouts_vs_linear_limit", [(b, a) for a, b in limits], "tokens/s", True, model))
     longest = 2 * form.tokens

@@ -128,4 +128,3 @@ def trl_trainer(
 def trained(trainer: TimedRLOO) -> int:
     """Parameters that TRL trains."""
     return sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-
