@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
     from steerkit.analysis.statistics import array_intervals, by_problem, row
     from steerkit.analysis.texts import Batch, Text, of_groups, of_prompts
+    from steerkit.analysis.token_language import TokenLanguage
+    from steerkit.analysis.token_scale import TokenScale
     from steerkit.analysis.work import Work
 
 _HOME = {
@@ -36,6 +38,8 @@ _HOME = {
     "LogitLens": "logit_lens",
     "Persistence": "persistence",
     "Text": "texts",
+    "TokenLanguage": "token_language",
+    "TokenScale": "token_scale",
     "Trace": "engine",
     "Work": "work",
     "array_intervals": "statistics",
@@ -49,7 +53,7 @@ _HOME = {
 }
 __all__ = [
     "AnalysisResult", "Analyzer", "Array", "Batch", "Edit", "Engine", "Findings", "Geometry", "LogitLens",
-    "Persistence", "Text", "Trace", "Work",
+    "Persistence", "Text", "TokenLanguage", "TokenScale", "Trace", "Work",
     "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts", "row",
 ]  # fmt: skip
 
