@@ -14,6 +14,7 @@ VERBS = {
     "predict": ("steerkit.commands.train", "write sampled completions of the test split"),
     "evaluate": ("steerkit.commands.evaluate", "accuracy of a model and its vectors, with intervals"),
     "compare": ("steerkit.commands.compare", "paired difference of two evaluations, and the samples that flipped"),
+    "analyze": ("steerkit.commands.analyze", "what a vector does inside a model: logit lens, persistence, geometry..."),
     "extract": ("steerkit.commands.extract", "contrastive mean difference: a vector without training, for comparison"),
     "export": ("steerkit.commands.export", "a vector for another engine: folded checkpoint, gguf, peft"),
     "verify": ("steerkit.commands.verify", "judge answers from a file: verdicts, agreement, faults, rate"),

@@ -78,6 +78,23 @@ def mean_interval(values: ArrayLike, seed: int = 0, n_resamples: int = 2000) -> 
     return _bootstrap(values, seed, n_resamples, alone=(0.0, 1.0))
 
 
+def value_interval(values: ArrayLike, seed: int = 0, n_resamples: int = 2000) -> Interval:
+    """Mean of one number a problem, of any range, with a 95 % percentile bootstrap interval over problems.
+
+    One problem alone tells nothing of the spread: its interval is (NaN, NaN).
+
+    Args:
+        values: [N]; NaN (nothing known of the problem) is left out.
+        seed: of the resampling.
+        n_resamples: number of bootstrap samples.
+
+    Raises:
+        SteerkitError: no problem is left.
+    """
+    kept = _without_nan(np.asarray(values, dtype=np.float64))
+    return _bootstrap(kept, seed, n_resamples, alone=(float("nan"), float("nan")))
+
+
 def paired_difference_interval(a: ArrayLike, b: ArrayLike, seed: int = 0, n_resamples: int = 2000) -> Interval:
     """Mean of avg@k(a) - avg@k(b) with a 95 % bootstrap interval over problems, the pairs kept together.
 

@@ -30,7 +30,10 @@ def evaluation_settings(
         "fingerprint": fingerprint(loaded.base),
         "dtype": str(loaded.base.dtype).removeprefix("torch."),
         "device": loaded.base.device.type,
-        "arms": {arm.name: {"vector": _vector_digest(arm), "prefix": arm.assistant_prefix} for arm in arms},
+        "arms": {
+            arm.name: {"vector": arm.vector.digest() if arm.vector else None, "prefix": arm.assistant_prefix}
+            for arm in arms
+        },
         "problems": {name: len(examples) for name, examples in sets.items()},
         "problems_digest": _digest(sets),
         "prompt": prompt.to_dict(),
@@ -51,17 +54,6 @@ def _digest(sets: Mapping[str, Sequence[Example]]) -> str:
     for name, examples in sets.items():
         for example in examples:
             digest.update(json.dumps([name, example.id, example.problem, example.answer]).encode())
-    return digest.hexdigest()[:16]
-
-
-def _vector_digest(arm: Arm) -> str | None:
-    if arm.vector is None:
-        return None
-    digest = hashlib.sha256(f"{arm.vector.intervention} {json.dumps(dict(arm.vector.settings), default=str)}".encode())
-    for point, tensors in sorted(arm.vector.tensors.items(), key=lambda item: str(item[0])):
-        for name, tensor in sorted(tensors.items()):
-            digest.update(f"{point}/{name} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

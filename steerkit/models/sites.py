@@ -13,9 +13,9 @@ from steerkit.errors import ModelError
 from steerkit.hookpoints import HookPoint
 from steerkit.models.layout import Layout, hidden_of, text_config
 
-_ATTENTION = ("self_attn", "self_attention", "attn", "attention", "linear_attn", "mamba", "conv")
+ATTENTION = ("self_attn", "self_attention", "attn", "attention", "linear_attn", "mamba", "conv")
 """The last three mix tokens in the blocks of hybrid families that have no attention."""
-_MLP = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn", "fc2")  # OPT's block has no MLP module
+MLP = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn", "fc2")  # OPT's block has no MLP module
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "c_fc_out")
 _POST_NORMS = {
     # A norm between a module and the stream: what is added to the stream is the norm's output.
@@ -55,12 +55,12 @@ def find_site(model: PreTrainedModel, layout: Layout, point: HookPoint) -> Site:
         return Site(point, block)
     if point.site == "down_proj":
         return Site(point, down_projection(model, layout, point.layer))
-    names: tuple[str, ...] = _ATTENTION if point.site == "attn_output" else _MLP
+    names: tuple[str, ...] = ATTENTION if point.site == "attn_output" else MLP
     for marker, norm in _POST_NORMS[point.site].items():
         if hasattr(block, marker) and hasattr(block, norm):
             names = (norm,)
             break
-    module = _first(block, names)
+    module = first_child(block, names)
     if module is None:
         children = ", ".join(name for name, _ in block.named_children())
         raise ModelError(
@@ -77,8 +77,8 @@ def down_projection(model: PreTrainedModel, layout: Layout, layer: int) -> nn.Mo
         ModelError: for a mixture of experts, or names that are unknown here.
     """
     block = layout.block_list(model)[layer]
-    mlp = _first(block, _MLP)
-    found = mlp if mlp is None or not list(mlp.children()) else _first(mlp, _DOWN)
+    mlp = first_child(block, MLP)
+    found = mlp if mlp is None or not list(mlp.children()) else first_child(mlp, _DOWN)
     width = text_config(model).hidden_size
     if found is None or getattr(found, "weight", None) is None or width not in _shape(found):
         inside = "nothing" if mlp is None else ", ".join(name for name, _ in mlp.named_children()) or type(mlp).__name__
@@ -102,7 +102,8 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return int(columns), int(rows)
 
 
-def _first(parent: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+def first_child(parent: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    """The first of these children that ``parent`` has."""
     found = next((getattr(parent, name) for name in names if isinstance(getattr(parent, name, None), nn.Module)), None)
     if found is None:
         return None

@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steerkit.testing.analyzers import check_analyzer
     from steerkit.testing.datasets import check_dataset
     from steerkit.testing.objectives import check_objective
     from steerkit.testing.rewards import check_reward
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "TOLERANCE",
+    "check_analyzer",
     "check_dataset",
     "check_intervention",
     "check_model_contract",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "check_analyzer": "steerkit.testing.analyzers",
     "check_dataset": "steerkit.testing.datasets",
     "check_objective": "steerkit.testing.objectives",
     "check_reward": "steerkit.testing.rewards",

@@ -19,6 +19,7 @@ CONTRACTS = {
     "verifiers": "steerkit.testing.verifiers:verifier_checks",
     "objectives": "steerkit.testing.objectives:objective_checks",
     "samplers": "steerkit.testing.samplers:sampler_checks",
+    "analyzers": "steerkit.testing.analyzers:analyzer_checks",
 }
 """Plugin kind -> the function ``(target, **settings) -> list[Check]``; a kind that is not here has no contract yet."""
 

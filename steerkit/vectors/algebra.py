@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -156,6 +158,16 @@ def cosines(first: SteeringVector, second: SteeringVector) -> dict[str, float]:
         length = float(ours[point].norm() * theirs[point].norm())
         found[str(point)] = float(ours[point] @ theirs[point]) / length if length else float("nan")
     return found
+
+
+def digest(vector: SteeringVector) -> str:
+    facts = [vector.intervention, json.dumps(dict(vector.settings), default=str), vector.token_mask]
+    found = hashlib.sha256("\n".join(facts).encode())
+    for point, named in sorted(vector.tensors.items()):
+        for name, tensor in sorted(named.items()):
+            found.update(f"{point}/{name} {list(tensor.shape)}".encode())
+            found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def random_like(vector: SteeringVector, seed: int) -> SteeringVector:

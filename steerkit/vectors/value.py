@@ -212,6 +212,10 @@ class SteeringVector:
         """
         return algebra.cosines(self, other)
 
+    def digest(self) -> str:
+        """16 hex digits of the numbers, settings, hook points and token mask: equal for vectors that do the same."""
+        return algebra.digest(self)
+
     def random_like(self, seed: int) -> SteeringVector:
         """The control: random directions, each tensor with the norm of the one that it replaces."""
         return algebra.random_like(self, seed)

@@ -1,0 +1,202 @@
+"""Whether what a vector adds at one layer is still there, as one direction, in later layers (C6).
+
+arXiv 2509.06608: D_ij(t) = h_j steered at layer i alone - h_j base, on the same tokens;
+Diff-Diff_ij = mean_t cos(D_ij(t), mean_t D_ij); Diff-Vector_ij = mean_t cos(D_ij(t), s_j).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steerkit.analysis.base import Analyzer
+from steerkit.analysis.differences import problems
+from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
+from steerkit.analysis.statistics import array_intervals, row
+from steerkit.analysis.texts import Text, of_groups
+from steerkit.analysis.work import Work
+from steerkit.errors import SteerkitError
+from steerkit.hookpoints import HookPoint
+from steerkit.token_masks import TokenMask
+from steerkit.vectors import SteeringVector
+from steerkit.vectors.algebra import directions
+
+if TYPE_CHECKING:
+    from steerkit.analysis.plots.panels import Panel
+
+METRICS = ("Diff-Diff", "Diff-Vector")
+JOINED = "joined"
+"""The name of the map of several vectors that stand at one layer each (trained alone)."""
+_NOTHING = 1e-6
+"""A difference below this share of the stream's norm is none: the vector's mask leaves the position out."""
+
+
+@final
+@dataclass(frozen=True)
+class Persistence(Analyzer):
+    """Diff-Diff and Diff-Vector maps: does what is added at layer i persist to layer j, and along which direction.
+
+    Vectors that stand at one layer each are taken as the rows of one map.
+
+    Args:
+        positions: token mask of the positions that are averaged over.
+        max_tokens: length limit of the base's completions (temperature 1), on which all runs are made.
+        controls: norm-matched random vectors, each with a map of its own.
+        sampler: of the completions.
+    """
+
+    name: ClassVar[str] = "persistence"
+
+    positions: str = "all"
+    max_tokens: int = 48
+    controls: int = 2
+    sampler: str = "transformers"
+
+    def __post_init__(self) -> None:
+        TokenMask(self.positions)
+        for name in ("max_tokens", "controls"):
+            if getattr(self, name) < 1:
+                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def analyze(self, work: Work) -> Findings:
+        texts = of_groups(work.generations("base", None, 1, 1.0, self.max_tokens, self.sampler))
+        rows: list[dict[str, Any]] = []
+        arrays: dict[str, Array] = {}
+        for name, layers in _maps(work.vectors).items():
+            values = self._map(work, name, layers, texts)  # metric -> [N, i, j]
+            control = self._controls(work, name, layers, texts)
+            for metric in METRICS:
+                rows += _rows(metric, name, list(layers), values[metric], control[metric], work.seed)
+                arrays[f"{metric} {name}"] = _array(metric, list(layers), values[metric], control[metric], work.seed)
+        notes = [
+            "Each row of a map steers at its layer alone. Diff-Diff at the steered layer itself is 1 for static "
+            "vectors by construction; the rows' means leave it out.",
+            "mean_t D_ij is taken over all positions of all prompts, those of the cosine too: with few positions "
+            "Diff-Diff is above 0 for unrelated differences, which the control shows.",
+            "Control: the same with norm-matched random vectors in the place of all s_i (Diff-Vector against theirs).",
+            "Positions where nothing differs (outside the vector's token mask) are left out.",
+        ]
+        where = f"the token mask {self.positions!r} of prompt and the base's own completion at temperature 1"
+        return Findings(rows, where, arrays, notes=notes)
+
+    def _controls(
+        self, work: Work, name: str, layers: Mapping[int, SteeringVector], texts: Sequence[Text]
+    ) -> dict[str, Tensor]:
+        """Metric -> [N, i, j], the mean over the random vectors."""
+        found: list[dict[str, Tensor]] = []
+        for index in range(self.controls):
+            random = {layer: work.controls(vector, self.controls)[index] for layer, vector in layers.items()}
+            found.append(self._map(work, f"{name}, control {index}", random, texts))
+        return {metric: torch.stack([one[metric] for one in found]).nanmean(0) for metric in METRICS}
+
+    def _map(
+        self, work: Work, name: str, layers: Mapping[int, SteeringVector], texts: Sequence[Text]
+    ) -> dict[str, Tensor]:
+        """Metric -> [N, i, j]: problems, steered layers, layers; NaN for layers before i, and where there is no s_j."""
+        own = {layer: next(iter(directions(vector).values())).float() for layer, vector in layers.items()}
+        found = {metric: torch.full((len(problems(texts)), len(layers), work.n_layers), float("nan"))
+                 for metric in METRICS}  # fmt: skip
+        for index, (layer, vector) in enumerate(layers.items()):
+            part = self._sums(work, f"{name}, layer {layer}", vector, texts)
+            units, totals, counts = part["units"], part["totals"], part["counts"]  # [N, L, D], [L, D], [N, L]
+            mean = totals / totals.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+            shares = units / counts[..., None]
+            for j in range(layer, work.n_layers):
+                found["Diff-Diff"][:, index, j] = shares[:, j] @ mean[j]
+                if j in own and len(own[j]) == work.d_model and float(own[j].norm()):
+                    found["Diff-Vector"][:, index, j] = shares[:, j] @ (own[j] / own[j].norm())
+        return found
+
+    def _sums(self, work: Work, name: str, vector: SteeringVector, texts: Sequence[Text]) -> dict[str, Any]:
+        """Sums over the positions of each problem of D(t) / |D(t)|, from which both cosines follow, and of D(t)."""
+
+        def compute() -> dict[str, Tensor]:
+            points = work.outputs()
+            order = {problem: index for index, problem in enumerate(problems(texts))}
+            units = torch.zeros(len(order), len(points), work.d_model, dtype=torch.float64)
+            totals = torch.zeros(len(points), work.d_model, dtype=torch.float64)
+            counts = torch.zeros(len(order), len(points), dtype=torch.float64)
+            lowest = min(vector.tensors).layer
+            done = 0
+            for batch in work.batches(texts):
+                chosen = batch.select(self.positions)
+                steered, base = work.engine.run(batch, vector, points), work.engine.run(batch, read=points)
+                for j in range(lowest, len(points)):
+                    stream = base[points[j]].double()
+                    gap = steered[points[j]].double() - stream
+                    size = gap.norm(dim=-1)
+                    differs = chosen & (size > _NOTHING * stream.norm(dim=-1))
+                    unit = (gap / size.clamp_min(1e-30)[..., None]).masked_fill(~differs[..., None], 0.0)
+                    totals[j] += gap.masked_fill(~differs[..., None], 0.0).sum((0, 1)).cpu()
+                    for b, text in enumerate(batch.texts):
+                        units[order[text.id], j] += unit[b].sum(0).cpu()
+                        counts[order[text.id], j] += int(differs[b].sum())
+                done += len(batch.texts)
+                work.progress(f"persistence, {name}", done, len(texts))
+            return {"units": units.float(), "totals": totals.float(), "counts": counts.float()}
+
+        return work.part(f"sums {name}", compute)
+
+    def panels(self, result: AnalysisResult) -> list[Panel]:
+        from steerkit.analysis.plots.persistence import panels
+
+        return panels(result)
+
+
+def _maps(vectors: Mapping[str, SteeringVector]) -> dict[str, dict[int, SteeringVector]]:
+    """Map -> steered layer -> the vector at that layer alone."""
+    single = {name: next(iter(v.tensors)) for name, v in vectors.items() if len(v.tensors) == 1}
+    if len(single) == len(vectors) > 1 and len({point.layer for point in single.values()}) == len(single):
+        ordered = sorted(single.items(), key=lambda item: item[1])
+        return {JOINED: {point.layer: vectors[name] for name, point in ordered}}
+    maps: dict[str, dict[int, SteeringVector]] = {}
+    for name, vector in vectors.items():
+        points: list[HookPoint] = list(vector.tensors)
+        if len({point.layer for point in points}) < len(points):
+            raise SteerkitError(
+                f"{name} has two hook points at one layer: give one of them (vector.at('layers.3.output'))."
+            )
+        maps[name] = {point.layer: vector.at(str(point)) for point in points}
+    return maps
+
+
+def _rows(
+    metric: str, name: str, layers: list[int], values: Tensor, control: Tensor, seed: int
+) -> list[dict[str, Any]]:
+    """For each steered layer, and for all: the mean over the layers above it."""
+    found = []
+    above = torch.stack([_above(values[:, k], layer) for k, layer in enumerate(layers)], 1)  # [N, i]
+    of_control = torch.stack([_above(control[:, k], layer) for k, layer in enumerate(layers)], 1)
+    for k, layer in enumerate(layers):
+        if not bool(above[:, k].isnan().all()):
+            keys = {"vector": name, "steered_layer": layer}
+            found.append(
+                row(f"{metric}, mean over later layers", above[:, k].tolist(), of_control[:, k].tolist(), seed, **keys)
+            )
+    if len(layers) > 1 and not bool(above.isnan().all()):
+        found.append(
+            row(f"{metric}, mean over later layers", above.nanmean(1).tolist(), of_control.nanmean(1).tolist(), seed,
+                vector=name, steered_layer="each")
+        )  # fmt: skip
+    return found
+
+
+def _above(values: Tensor, layer: int) -> Tensor:
+    """[N] the mean over j > layer of [N, j], NaN left out."""
+    return values[:, layer + 1 :].nanmean(1) if layer + 1 < values.shape[1] else values[:, 0] * float("nan")
+
+
+def _array(metric: str, layers: list[int], values: Tensor, control: Tensor, seed: int) -> Array:
+    """[number, i, j]"""
+    mean, low, high = array_intervals(values.numpy(), seed)
+    stacked = np.stack([mean, low, high, control.nanmean(0).numpy()])
+    steps = [str(j) for j in range(values.shape[-1])]
+    return as_array(
+        stacked, ("number", "steered layer", "layer"), metric,
+        **{"number": ["mean", "low", "high", "control"], "steered layer": list(map(str, layers)), "layer": steps},
+    )  # fmt: skip
