@@ -28,19 +28,21 @@ from steerkit.evaluation.results import results_table, versions, write_samples
 from steerkit.files import ensure_folder, remove_unfinished, set_aside
 from steerkit.hookpoints import HookPoint
 from steerkit.training import PromptDataModule, SteeringModule
-from steerkit.training.callbacks import RunCheckpoints, SampleTable, SteeringProgressBar, VectorWriter
+from steerkit.training.callbacks import MemberFiles, RunCheckpoints, SampleTable, SteeringProgressBar, VectorWriter
 from steerkit.training.checkpoints import CheckpointFiles, newest_checkpoint, read_checkpoint, set_later_aside
 from steerkit.training.distributed import PeerLost, ToldElsewhere
 from steerkit.training.logs import MetricsFile
+from steerkit.training.members import Sweep
 from steerkit.training.policy import trained_parameters
 from steerkit.training.receipts import card_rows, residual_norms
 from steerkit.training.recovery import stops
 from steerkit.training.report import ReportConfig, final_report
 from steerkit.training.sharding import ShardedBase
+from steerkit.training.sweep_plot import plot_sweep
 
 RUN_FILES = {
     *("config.yaml", "metrics.csv", "checkpoints", "tensorboard", "vector", "adapter", "model"),
-    *("results.json", "samples.parquet", "predictions.parquet", "faults.jsonl"),
+    *("results.json", "samples.parquet", "predictions.parquet", "faults.jsonl", "sweep", "sweep.png"),
 }
 """What a run folder holds: a folder with none of it is no run's, and stays where it is."""
 
@@ -62,6 +64,7 @@ class SteerkitCLI(LightningCLI):
         add("--samples_every", type=int, default=20, help="steps between sample tables; 0: none")
         add("--data_root", type=str | None, default=None, help="folder where relative data paths start")
         parser.add_dataclass_arguments(ReportConfig, "report")
+        parser.add_dataclass_arguments(Sweep, "sweep")
         parser.set_defaults(
             {
                 "trainer.devices": 1,
@@ -85,6 +88,7 @@ class SteerkitCLI(LightningCLI):
         _refuse_empty("", config, dict.fromkeys(("vector_every", "samples_every"), int) | {"run_dir": str})
         for name, kind in (("model", SteeringModule), ("data", PromptDataModule), ("report", ReportConfig)):
             _refuse_empty(f"{name}.", config[name], get_type_hints(kind.__init__))
+        config["model"]["sweep"] = config["sweep"]
         if config["data_root"] is not None:
             config["data"]["data_root"] = config["data_root"]
         if str(config["trainer"].get("precision") or "").endswith("-true"):
@@ -146,6 +150,7 @@ class SteerkitCLI(LightningCLI):
         ours: list[Callback] = [
             VectorWriter(self.run_dir, self.receipts, config["vector_every"]),
             SampleTable(config["samples_every"]),
+            MemberFiles(self.run_dir),
         ]
         wanted = config["trainer"].get("enable_progress_bar") is not False
         if wanted and not any(isinstance(c, ProgressBar) for c in kept):
@@ -192,6 +197,8 @@ class SteerkitCLI(LightningCLI):
         frozen = sum(p.numel() for p in policy.base.parameters() if id(p) not in own)
         where = f" at {_places(policy.points, policy.n_layers)}" if policy.points else ""
         mask = "" if policy.token_mask.everywhere else f", token mask {policy.token_mask}"
+        count = len(self.model.members)
+        name = f"{name}, a sweep of {count} policies" if count > 1 else name
         print(
             f"{self.model.settings.base}: {policy.n_layers} layers x {policy.d_model}, {frozen:,} frozen parameters. "
             f"Training {sum(p.numel() for p in trained):,} numbers ({name}{where}{mask}).",
@@ -209,6 +216,9 @@ class SteerkitCLI(LightningCLI):
                 for logger in self.trainer.loggers:
                     if isinstance(logger, MetricsFile):
                         logger.go_on_from(step, bool(self.start_state.get("validation_due")))
+                MemberFiles(self.run_dir).go_on_from(
+                    self.model.members, step, bool(self.start_state.get("validation_due"))
+                )
             print(
                 f"Going on from {self.start} (step {step})."
                 if self.start
@@ -254,6 +264,8 @@ class SteerkitCLI(LightningCLI):
         title = f"{self.model.settings.base} on {name}, {config.split} split, after {steps} steps"
         console = Console()
         console.print(results_table(report.evaluation.rows, title))
+        if self.model.sweep.on:
+            plot_sweep(report.evaluation.rows, run_dir / "sweep.png")
         print(f"Wrote {report.path}, {saved} and {run_dir / 'samples.parquet'}.")
 
     def after_predict(self) -> None:

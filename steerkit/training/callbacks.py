@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 
 from steerkit.errors import SteerkitError
+from steerkit.files import ensure_folder
 from steerkit.training.checkpoints import KEPT, checkpoint_path, checkpoints
+from steerkit.training.logs import MetricsFile
+from steerkit.training.members import Member, member_dir
 from steerkit.training.module import SteeringModule
 
 log = logging.getLogger(__name__)
@@ -107,6 +110,38 @@ class RunCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             for old in checkpoints(self.folder)[self.keep :]:
                 old.unlink(missing_ok=True)
+
+
+class MemberFiles(Callback):
+    """``metrics.csv`` of each policy of a sweep, in its folder."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.run_dir = Path(run_dir)
+        self._files: list[MetricsFile] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        members = cast(SteeringModule, pl_module).members
+        self._files = [
+            MetricsFile(ensure_folder(member_dir(self.run_dir, member))) for member in members if member.name
+        ]
+
+    def go_on_from(self, members: Sequence[Member], step: int, validation_due: bool) -> None:
+        """See ``MetricsFile.go_on_from``."""
+        for member in members:
+            if member.name:
+                MetricsFile(member_dir(self.run_dir, member)).go_on_from(step, validation_due)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for file, metrics in zip(self._files, cast(SteeringModule, pl_module).member_metrics, strict=False):
+            file.log_metrics(metrics, trainer.global_step - 1)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        found = cast(SteeringModule, pl_module).member_accuracy.take("val")
+        if trainer.state.fn == "fit":
+            for file, metrics in zip(self._files, found, strict=False):
+                file.log_metrics(metrics, trainer.global_step - 1)
 
 
 class SteeringProgressBar(RichProgressBar):
