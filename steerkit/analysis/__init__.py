@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
     from steerkit.analysis.statistics import array_intervals, by_problem, row
     from steerkit.analysis.texts import Batch, Text, of_groups, of_prompts
+    from steerkit.analysis.token_language import TokenLanguage
+    from steerkit.analysis.token_scale import TokenScale
     from steerkit.analysis.work import Work
 
 _HOME = {
@@ -38,6 +40,8 @@ _HOME = {
     "PathPatching": "path_patching",
     "Persistence": "persistence",
     "Text": "texts",
+    "TokenLanguage": "token_language",
+    "TokenScale": "token_scale",
     "Trace": "engine",
     "Work": "work",
     "array_intervals": "statistics",
@@ -51,7 +55,7 @@ _HOME = {
 }
 __all__ = [
     "AnalysisResult", "Analyzer", "Array", "Batch", "Edit", "Engine", "Findings", "Geometry", "LogitLens",
-    "PathPatching", "Persistence", "Text", "Trace", "Work",
+    "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale", "Trace", "Work",
     "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts", "row",
 ]  # fmt: skip
 

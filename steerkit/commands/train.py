@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +22,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from steerkit import registry
 from steerkit.commands.console import command_line, prepare, progress_display
+from steerkit.commands.parsing import FullHelp, OneLineErrors, ShortHelp
+from steerkit.commands.training_help import ABOUT, COMMON, TITLES
 from steerkit.commands.trust import code_in
 from steerkit.errors import SteerkitError, Stopped
 from steerkit.evaluation.results import results_table, versions, write_samples
-from steerkit.files import ensure_folder, remove_unfinished, set_aside
+from steerkit.files import ensure_folder, output_folder, remove_unfinished, set_aside
 from steerkit.hookpoints import HookPoint
 from steerkit.training import PromptDataModule, SteeringModule
 from steerkit.training.callbacks import MemberFiles, RunCheckpoints, SampleTable, SteeringProgressBar, VectorWriter
@@ -47,18 +49,27 @@ RUN_FILES = {
 """What a run folder holds: a folder with none of it is no run's, and stays where it is."""
 
 
+class TrainingParser(ShortHelp, OneLineErrors, LightningArgumentParser):
+    """Lightning's parser with a help that fits two screens, and complaints of one line."""
+
+    common, titles = COMMON, TITLES
+
+
 class SteerkitCLI(LightningCLI):
     """LightningCLI with a run folder: config, metrics, checkpoints, vector, results and samples live there."""
 
     command = "steerkit"
     running: SteerkitCLI | None = None
     """What a signal or an error has stopped: the constructor does all the work."""
+    ended = ExitStack()
+    """What is done when the run is over."""
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would take settings from the checkpoint, over what config and command line say."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add = parser.add_argument
+        add("--help_all", action=FullHelp, help="show every setting (the trainer's too), and exit")
         add("--run_dir", type=str, default="runs/latest", help="folder of this run; an older run is set aside")
         add("--vector_every", type=int, default=20, help="steps between writes of the vector and a checkpoint")
         add("--samples_every", type=int, default=20, help="steps between sample tables; 0: none")
@@ -107,7 +118,7 @@ class SteerkitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config[self.subcommand]
         fitting = self.subcommand == "fit"
-        ensure_folder(self.run_dir)
+        self.ended.enter_context(output_folder(self.run_dir))
         self.start, self.start_state = self._resume_from()
         step = int(self.start_state.get("step", 0))
         if config["trainer"].get("logger") is None:
@@ -346,13 +357,15 @@ def _raise(error: BaseException, cli: SteerkitCLI | None) -> int:
 
 
 def _run_lightning(verb: str, arguments: Sequence[str]) -> None:
-    SteerkitCLI(
-        SteeringModule,
-        PromptDataModule,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        save_config_callback=SaveConfigCallback if verb == "fit" else None,
-        save_config_kwargs={"overwrite": True},
-        args=[verb, *arguments],
-        parser_kwargs={"prog": "steerkit"},
-    )
+    with ExitStack() as SteerkitCLI.ended:
+        SteerkitCLI(
+            SteeringModule,
+            PromptDataModule,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfigCallback if verb == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+            args=[verb, *arguments],
+            parser_class=TrainingParser,
+            parser_kwargs={"prog": "steerkit", **{name: {"description": text} for name, text in ABOUT.items()}},
+        )

@@ -21,6 +21,7 @@ from steerkit.models import LoadedModel, fingerprint, load_model
 from steerkit.rewards import Rubric, Verifiable
 from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams, encode_prompts, fold_seed, without_streams
 from steerkit.training import memory, saving
+from steerkit.training.checkpoints import check_same_keys
 from steerkit.training.distributed import Processes
 from steerkit.training.members import (
     Member,
@@ -44,12 +45,15 @@ from steerkit.vectors import SteeringVector
 PREFIXES = ("policy.steering.", "policy.adapter.")
 """State-dict keys of what is trained; the base's weights are never in a checkpoint."""
 
+IMPORTANCE_CAP = 2.0
+"""Largest importance weight of a token of an approximate rollout (verl's default for truncated importance sampling)."""
+
 IN_THE_BAR = ("reward", "accuracy", "length", "tok/s")
 """Metrics that the progress bar shows."""
 
 
 class SteeringModule(L.LightningModule):
-    """On-policy RL of steering vectors (mission: one optimiser step a batch).
+    """On-policy RL of steering vectors, one optimiser step a batch.
 
     Args:
         base: plugin of group ``steerkit.models``, local folder, or hub id.
@@ -74,7 +78,7 @@ class SteeringModule(L.LightningModule):
         samples_per_prompt: K, at least 2 (the other K - 1 are the baseline).
         temperature: of the rollouts; the trained policy is the one at this temperature.
         max_tokens: length limit of a completion; a cut-off one counts as wrong.
-        prompt: how a problem is put to the model.
+        template: how a problem is put to the model.
         micro_batch_tokens: padded tokens in one forward and backward pass, at most.
         memory_budget: GB that a step's activations may take (1 GB = 10^9 bytes); default: 2 on a CPU, a quarter of an
             accelerator's memory.
@@ -104,7 +108,7 @@ class SteeringModule(L.LightningModule):
         samples_per_prompt: int = 16,
         temperature: float = 1.0,
         max_tokens: int = 128,
-        prompt: PromptTemplate = PromptTemplate(),  # noqa: B008 (frozen)
+        template: PromptTemplate = PromptTemplate(),  # noqa: B008 (frozen)
         micro_batch_tokens: int = 16384,
         memory_budget: float | None = None,
         validation_temperatures: list[float] = [0.0, 1.0],  # noqa: B006 (never changed; the CLI shows the default)
@@ -125,7 +129,7 @@ class SteeringModule(L.LightningModule):
         self.settings: Any = self.hparams
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the interventions only
-        self.prompt, self.sweep = prompt, sweep
+        self.template, self.sweep = template, sweep
         self.members: list[Member] = []
         self.params = SamplingParams(temperature, max_tokens)
         self.objective = registry.build("objectives", objective)
@@ -134,8 +138,8 @@ class SteeringModule(L.LightningModule):
         judges = (self.rubric[name] for name in self.rubric.names)
         self.judge = next((reward for reward in judges if isinstance(reward, Verifiable)), None) or Verifiable()
         self.loaded: LoadedModel | None = None
-        self.run_state = RunState(self.rubric, micro_batch_tokens)
         self.budget = memory.Budget(memory_budget)
+        self.run_state = RunState(self.rubric, micro_batch_tokens, self.budget)
         self.last_groups: list[RolloutGroup] = []
         self.last_verdicts: Any = None
         self.processes = Processes()
@@ -176,7 +180,7 @@ class SteeringModule(L.LightningModule):
         return encode_prompts(
             self.loaded.base,
             self.loaded.tokenizer,
-            self.prompt,
+            self.template,
             examples,
             self.params.max_tokens,
             long_prompts,
@@ -238,8 +242,10 @@ class SteeringModule(L.LightningModule):
         with processes.phase():
             params = self.budget.keeping(self.policy, batch, k, self.params)
             if not self._probed:
+                stops.hold()  # the probe steers at random: nothing may be saved before it has put the policy back
                 check_parity(self.policy, self.sampler, self.loaded.tokenizer, batch, params)
                 self._probed = True
+                stops.release()
             retry = not processes.mirrored
             groups = memory.sample(self.sampler, self.policy, self.loaded.tokenizer, batch, k, params, seeds[0], retry)
             sampled = time.perf_counter()
@@ -255,6 +261,8 @@ class SteeringModule(L.LightningModule):
         optimizer.zero_grad()
         # Under DDP each backward would average over the processes: the sum is made once, by hand.
         with processes.phase(), getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
+            for member, part in zip(self.members, tables, strict=True):
+                self.run_state.check_samples(part["log_prob"], member.name)
             advantages = self.objective.advantages(table.rewards, table.valid)
             most = self.run_state.micro_batch_tokens
             tokens = self.budget.micro_batch_tokens(self.policy, batch, self.params.max_tokens, pad_id, most)
@@ -269,10 +277,12 @@ class SteeringModule(L.LightningModule):
                 tokens,
                 self.manual_backward,
                 retry=retry,
+                importance_cap=None if self.sampler.exact else IMPORTANCE_CAP,
             )
         if fitted < tokens:
             self.run_state.micro_batch_tokens = fitted
-        processes.add_gradients([p for p in self.policy.parameters() if p.requires_grad])
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        processes.add_gradients(parameters)
         (loss,), (gap,) = processes.total(stats.loss), processes.largest(stats.logprob_gap)
         with processes.phase():  # the same numbers in each of them: one says it for all
             norms = [clip_gradients(trained(member.policy), self.settings.grad_clip) for member in self.members]
@@ -280,7 +290,7 @@ class SteeringModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * warm
         stops.hold()  # until the step's metrics are on disk
-        self.run_state.begin_update()
+        self.run_state.begin_update(parameters)
         optimizer.step()
         done = time.perf_counter()
         self.run_state.end_step(self.global_step, table.n_tokens, done - began)
@@ -291,6 +301,7 @@ class SteeringModule(L.LightningModule):
             for part, row, member, norm in zip(tables, rows, self.members, norms, strict=True)
         ]
         metrics = mean_metrics(self.member_metrics) | {
+            **stats.importance,
             "loss": loss,
             "logprob_gap": gap,
             "num_tokens": float(self.run_state.generated_tokens),
@@ -379,13 +390,8 @@ class SteeringModule(L.LightningModule):
         self.run_state.save(checkpoint, self.processes, length, self.validation_due)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = {key for key in checkpoint["state_dict"] if key.startswith(PREFIXES)}
-        ours = {key for key in self.state_dict() if key.startswith(PREFIXES)}
-        if saved != ours:
-            raise SteerkitError(
-                f"The checkpoint holds {', '.join(sorted(saved))}, this config trains {', '.join(sorted(ours))}: "
-                "use the config in the run's folder."
-            )
+        states = (checkpoint["state_dict"], self.state_dict())
+        check_same_keys(*({key for key in state if key.startswith(PREFIXES)} for state in states))
         self.run_state.load(checkpoint)
 
     def teardown(self, stage: str) -> None:

@@ -102,7 +102,7 @@ def final_report(
             ]
         else:
             validation = data.examples("validation")
-            openings = rank_openings(loaded, validation, protocol, module.prompt, config.openings, module.judge)
+            openings = rank_openings(loaded, validation, protocol, module.template, config.openings, module.judge)
             if not openings:
                 log.warning("No printable opening among the base's likeliest first tokens: no prefix row.")
                 continue
@@ -112,7 +112,7 @@ def final_report(
         arms,
         data.examples(config.split),
         protocol,
-        module.prompt,
+        module.template,
         data.split_name(config.split),
         progress,
         module.judge,

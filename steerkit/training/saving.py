@@ -25,7 +25,7 @@ def steering_vector(module: SteeringModule, receipts: dict[str, Any], member: in
         fingerprint=module.fingerprint,
         d_model=policy.d_model,
         n_layers=policy.n_layers,
-        receipts={"prompt": module.prompt.to_dict(), "max_tokens": module.params.max_tokens, **receipts},
+        receipts={"prompt": module.template.to_dict(), "max_tokens": module.params.max_tokens, **receipts},
     )
     return SteeringVector.from_interventions(
         module.intervention_name, policy.interventions, metadata, policy.token_mask
