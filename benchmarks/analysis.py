@@ -5,8 +5,8 @@ r"""The logit lens and path patching of all layers: steerkit.analysis against pl
 Both sides answer the same question with the same numbers (compared, else the script stops), see ``studies.py``:
 
 - lens_vs_nnsight: a vector on each layer in turn, the lens read at every layer: L + 1 runs, L lenses each.
-- patching_vs_nnsight: the model steered at every layer with one layer's attention or MLP from the unsteered run: 2 L + 2
-  runs.
+- patching_vs_nnsight: the model steered at every layer with one layer's attention or MLP from the unsteered run:
+  2 L + 2 runs.
 
 nnsight: one trace, an invoke a run, so that they are one batch. 4 texts of one length, 24 completion tokens each.
 """

@@ -157,9 +157,8 @@ class Report:
 
     def __post_init__(self) -> None:
         lists = [f"{key} {value}" for key, value in versions().items()]
-        print(
-            f"{self.name} ({self.options.form}): {machine()['cpu']}, {threads(self.options.form)} threads; {', '.join(lists)}"
-        )
+        form = self.options.form
+        print(f"{self.name} ({form}): {machine()['cpu']}, {threads(form)} threads; {', '.join(lists)}")
         print(f"| {'row':44} | ratio | target | {'ours':>10} | {'theirs':>10} | unit | pairs |")
         print("|---|---|---|---|---|---|---|", flush=True)
 
@@ -195,11 +194,11 @@ def machine() -> dict[str, Any]:
     cpu, flags = platform.processor() or platform.machine(), ""
     memory = 0.0
     if Path("/proc/cpuinfo").exists():
-        found = dict(
-            (key.strip(), value.strip())
+        found = {
+            key.strip(): value.strip()
             for key, _, value in (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
             if key.strip() in ("model name", "flags")
-        )
+        }
         cpu, flags = found.get("model name", cpu), found.get("flags", "")
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     return {

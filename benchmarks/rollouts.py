@@ -2,8 +2,9 @@ r"""Rollouts: tokens a second against transformers' ``generate`` and against the
 
     python benchmarks/rollouts.py [--form full|short|smoke] [--models smollm2-135m-instruct tiny-reasoner]
 
-Ours: the default sampler with a static vector on every layer, keeping the stream for the update. Theirs: the bare model, ``generate`` with
-do_sample, temperature 1, no truncation. Temperature 1 and the same prompts, samples and lengths on both sides.
+Ours: the default sampler with a static vector on every layer, keeping the stream for the update. Theirs: the bare
+model, ``generate`` with do_sample, temperature 1, no truncation. Temperature 1 and the same prompts, samples and
+lengths on both sides.
 
 - rollouts_vs_generate: every completion has the full length.
 - rollouts_vs_linear_limit: ours over what the linear layers alone would allow at that many rows, measured before each

@@ -44,11 +44,7 @@ def bench(report: Report, model: str) -> None:
         pairs = alternate(ours, theirs, work.form.runs)
     note = f"{len(separate)} policies, {work.form.prompts} x {work.form.k} rows each, {work.form.tokens} tokens"
     row = Row.of("sweep_vs_separate", pairs, "s", False, model, note)
-    if model == TARGET_MODEL:
-        row = row.renamed("sweep_vs_separate")
-    else:
-        row = row.renamed(f"sweep_vs_separate@{model}")
-    report.add(row)
+    report.add(row.renamed("sweep_vs_separate" if model == TARGET_MODEL else f"sweep_vs_separate@{model}"))
 
 
 def main() -> None:

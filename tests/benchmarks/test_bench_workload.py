@@ -1,4 +1,4 @@
-"""What the benchmarks rest on: which way a ratio goes, and that both sides make completions of the lengths asked for."""
+"""What the benchmarks rest on: which way a ratio goes; both sides make completions of the lengths asked for."""
 
 from pathlib import Path
 
