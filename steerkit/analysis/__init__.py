@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steerkit.analysis.attention_shift import AttentionShift
     from steerkit.analysis.base import Analyzer
     from steerkit.analysis.engine import Edit, Engine, Trace, make_engine
     from steerkit.analysis.geometry import Geometry
@@ -31,6 +32,7 @@ _HOME = {
     "AnalysisResult": "result",
     "Analyzer": "base",
     "Array": "result",
+    "AttentionShift": "attention_shift",
     "Batch": "texts",
     "Edit": "engine",
     "Engine": "engine",
@@ -54,9 +56,10 @@ _HOME = {
     "row": "statistics",
 }
 __all__ = [
-    "AnalysisResult", "Analyzer", "Array", "Batch", "Edit", "Engine", "Findings", "Geometry", "LogitLens",
-    "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale", "Trace", "Work",
-    "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts", "row",
+    "AnalysisResult", "Analyzer", "Array", "AttentionShift", "Batch", "Edit", "Engine", "Findings",
+    "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale",
+    "Trace", "Work", "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts",
+    "row",
 ]  # fmt: skip
 
 
