@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steerkit.analysis.base import Analyzer
+    from steerkit.analysis.diff_sae import DiffSae
     from steerkit.analysis.engine import Edit, Engine, Trace, make_engine
     from steerkit.analysis.geometry import Geometry
     from steerkit.analysis.logit_lens import LogitLens
@@ -31,6 +32,7 @@ _HOME = {
     "Analyzer": "base",
     "Array": "result",
     "Batch": "texts",
+    "DiffSae": "diff_sae",
     "Edit": "engine",
     "Engine": "engine",
     "Findings": "result",
@@ -52,7 +54,7 @@ _HOME = {
     "row": "statistics",
 }
 __all__ = [
-    "AnalysisResult", "Analyzer", "Array", "Batch", "Edit", "Engine", "Findings", "Geometry", "LogitLens",
+    "AnalysisResult", "Analyzer", "Array", "Batch", "DiffSae", "Edit", "Engine", "Findings", "Geometry", "LogitLens",
     "Persistence", "Text", "TokenLanguage", "TokenScale", "Trace", "Work",
     "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts", "row",
 ]  # fmt: skip
