@@ -180,7 +180,7 @@ class DiffSae(Analyzer):
             }  # fmt: skip
 
         part = work.part("sae", compute)
-        sae = Sae(*(part[key] for key in NAMES), "topk", self.k)
+        sae = Sae(**{key: part[key] for key in NAMES}, activation="topk", k=self.k)
         axes = {"w_enc": ("dimension", "feature"), "b_enc": ("feature",), "w_dec": ("feature", "dimension"),
                 "b_dec": ("dimension",)}  # fmt: skip
         arrays = {f"sae {key}": as_array(part[key], axes[key], f"the SAE's {key}") for key in NAMES}

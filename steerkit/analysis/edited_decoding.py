@@ -95,7 +95,12 @@ class EditedModel:
         reference: Tensor | None = None
         if self._beside_base:
             seen: list[Tensor] = []
-            with self._steered.disabled(), self._hooked(lambda h: seen.append(h[:, -1]) or h, shape):
+
+            def look(hidden: Tensor) -> Tensor:
+                seen.append(hidden[:, -1])
+                return hidden
+
+            with self._steered.disabled(), self._hooked(look, shape):
                 others = self._steered(input_ids, past_key_values=others, **arguments).past_key_values
             reference = seen[0]
 

@@ -64,7 +64,7 @@ class Sae:
             best = before.topk(min(self.k, self.size), dim=-1)
             found = torch.zeros_like(before).scatter(-1, best.indices, best.values.clamp_min(0))
         elif self.activation == "jumprelu":
-            found = before * (before > self.threshold)
+            found = before * (before > (0.0 if self.threshold is None else self.threshold))
         else:
             found = before.clamp_min(0)
         return found / norms.clamp_min(1e-30) if self.by_norm else found
@@ -181,5 +181,5 @@ def _from_analysis(folder: Path) -> Sae:
     from steerkit.analysis.result import AnalysisResult
 
     result = AnalysisResult.load(folder)
-    tensors = [result.arrays[f"sae {name}"].values for name in NAMES]
-    return Sae(*tensors, "topk", int(result.settings["k"]))
+    tensors = {name: result.arrays[f"sae {name}"].values for name in NAMES}
+    return Sae(**tensors, activation="topk", k=int(result.settings["k"]))

@@ -79,7 +79,7 @@ def run(
         random = np.stack([edited(feature, what, factor) for feature in controls])  # [controls, N]
         mean = np.nanmean(random, axis=0) if not np.isnan(random).all(0).any() else random.mean(0)
         for feature, shares in zip(controls, random, strict=True):
-            keys = {"vector": name, "run": f"{what}, random feature", "feature": feature,
+            keys: dict[str, Any] = {"vector": name, "run": f"{what}, random feature", "feature": feature,
                     "active_rate": float(ranking.rates[feature])}  # fmt: skip
             rows.append(accuracy_row("accuracy", shares, seed=work.seed, **keys))
         for feature in features:

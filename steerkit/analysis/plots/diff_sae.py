@@ -49,7 +49,7 @@ def _causal(result: AnalysisResult) -> Bars:
 
 def _ranking(result: AnalysisResult) -> Bars:
     rows = [row for row in result.rows if row["metric"] == "active rate, right - wrong" and row["value"] is not None]
-    signed = [row | {"control": (row["control"] or 0.0) * (1 if row["value"] >= 0 else -1)} for row in rows]
+    signed = [{**row, "control": (row["control"] or 0.0) * (1 if row["value"] >= 0 else -1)} for row in rows]
     series = [
         _series("right - wrong", rows, "value", "ci95"),
         _series("shuffled verdicts, by rank", signed, "control", "control_ci95", True),
