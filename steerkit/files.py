@@ -94,6 +94,24 @@ def ensure_folder(path: str | Path) -> Path:
     return folder
 
 
+@contextmanager
+def output_folder(path: str | Path) -> Iterator[Path]:
+    """``ensure_folder`` for a block of work: if the block fails, folders that it made and left empty are removed.
+
+    Raises:
+        SteerkitError: as ``ensure_folder``.
+    """
+    folder = Path(path)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield ensure_folder(folder)
+    except BaseException:
+        for place in made:  # the deepest first
+            with suppress(OSError):  # not empty: what is in it stays
+                place.rmdir()
+        raise
+
+
 def set_aside(folder: str | Path) -> Path | None:
     """Rename a folder that has something in it to the first free ``folder.N``, so that a new run loses nothing."""
     path = Path(folder)

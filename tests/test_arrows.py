@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # arithmetic problems, and the build script measures what it built.
     "zoo": EVALUATION | {"evaluation"},
     # The checks that plugin authors run, in their tests and by `steerkit plugins check`; the doctor runs some too.
-    "testing": UPPER | {"analysis"},
+    "testing": UPPER | {"analysis", "exporters"},
     # Names are loaded lazily from anywhere; the imports there are for type checkers.
     "__init__": STUDY,
 }

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 import yaml
 from helpers import checkpoint
 
@@ -43,6 +44,31 @@ def one_line(capsys, *words):
     assert len(lines) == 1, lines
     for word in words:
         assert word in lines[0], (word, lines[0])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_memory_outside_of_a_step(folder, monkeypatch, capsys, error):
+    """In a step the batches are halved first (tests/training/test_training_memory.py)."""
+
+    def load_model(*_, **__):
+        raise error
+
+    for module in ("steerkit.training.module", "steerkit.commands.evaluate"):
+        monkeypatch.setattr(f"{module}.load_model", load_model)
+    assert run_fit(folder) == 2
+    one_line(capsys, "steerkit fit: out of memory (", "lower memory_budget")
+    assert main(["evaluate", "--model", "model", "--out", "out"]) == 2
+    one_line(capsys, "steerkit evaluate: out of memory (", "lower --batch_tokens")
+    with pytest.raises(type(error)):
+        main(["evaluate", "--model", "model", "--out", "out", "--debug"])
 
 
 def test_the_config_used_here_is_good(folder):
@@ -96,7 +122,7 @@ def test_tokenizer_without_chat_template(folder, capsys):
     (folder / "model" / "chat_template.jinja").unlink()
     assert run_fit(folder) == 2
     one_line(capsys, "chat template", "plain")
-    assert run_fit(folder, model__prompt={"style": "plain"}) == 0
+    assert run_fit(folder, model__template={"style": "plain"}) == 0
 
 
 def test_tokenizer_without_pad_token_uses_its_end_token(folder):

@@ -191,12 +191,14 @@ def test_push_to_hub_uploads_the_folder(monkeypatch):
 
         def upload_folder(self, repo_id, folder_path, commit_message):
             seen["vector"] = SteeringVector.from_pretrained(folder_path)
+            seen["card"] = (Path(folder_path) / "README.md").read_text()
             seen["files"] = sorted(p.name for p in Path(folder_path).iterdir())
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     assert make().push_to_hub("me/vector", private=True) == "https://hub/me/vector"
     assert seen["repo"] == ("me/vector", True, True)
     assert seen["files"] == ["README.md", "steering.safetensors", "steering_config.json"]
+    assert 'from_pretrained("me/vector")' in seen["card"]  # not the temporary folder
     assert torch.equal(change(seen["vector"]), change(make()))
     with pytest.raises(VectorError, match="not a hub id"):
         make().push_to_hub("nowhere")

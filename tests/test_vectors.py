@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import stat
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steerkit import vectors
+from steerkit.cli import main
 from steerkit.errors import VectorError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
-from steerkit.models import SteeredModel, fingerprint
+from steerkit.models import SteeredModel, fingerprint, load_model
 from steerkit.testing import randomize, tiny_model
 from steerkit.vectors import CONFIG_FILE, TENSOR_FILE, SteeringVector, VectorMetadata
 
@@ -90,6 +92,24 @@ def test_card(tmp_path):
     assert r"| command | `steerkit fit --config a\|b.yaml` |" in card
     make(model="/home/me/tiny").save_pretrained(tmp_path)
     assert "base_model" not in (tmp_path / "README.md").read_text()
+
+
+def test_the_cards_snippet_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = load_model("tiny-reasoner").base
+    static = {HookPoint(2): {"vector": 20 * torch.randn(128, generator=torch.Generator().manual_seed(0))}}
+    vector = SteeringVector("static", static, {}, VectorMetadata("tiny-reasoner", fingerprint(base), 128, 6))
+    vector.save_pretrained(tmp_path / "runs" / "it's" / "vector")  # an absolute path: the card has it from here
+    text = (tmp_path / "runs" / "it's" / "vector" / "README.md").read_text()
+    assert str(tmp_path) not in text
+    snippet = text.partition("```python\n")[2].partition("```")[0]
+    exec(compile(snippet, "card", "exec"), {})
+    steered = capsys.readouterr().out
+    assert "Tom has 12 pens." in steered
+    exec(compile(snippet.replace("vector.applied(loaded.base)", "torch.no_grad()"), "card", "exec"), {"torch": torch})
+    assert capsys.readouterr().out != steered  # the snippet did steer
+    command = shlex.split(text.partition("made for: `")[2].partition("`")[0])
+    assert main([*command[1:], "--prompt", "Hi", "--max_tokens", "2"]) == 0
 
 
 def test_norms():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from steerkit.analysis.engine import Edit, Engine, Trace, make_engine
     from steerkit.analysis.geometry import Geometry
     from steerkit.analysis.logit_lens import LogitLens
+    from steerkit.analysis.path_patching import PathPatching
     from steerkit.analysis.persistence import Persistence
     from steerkit.analysis.plots import draw
     from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
@@ -38,6 +39,7 @@ _HOME = {
     "Findings": "result",
     "Geometry": "geometry",
     "LogitLens": "logit_lens",
+    "PathPatching": "path_patching",
     "Persistence": "persistence",
     "Text": "texts",
     "TokenLanguage": "token_language",
@@ -55,7 +57,7 @@ _HOME = {
 }
 __all__ = [
     "AnalysisResult", "Analyzer", "Array", "Batch", "DiffSae", "Edit", "Engine", "Findings", "Geometry", "LogitLens",
-    "Persistence", "Text", "TokenLanguage", "TokenScale", "Trace", "Work",
+    "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale", "Trace", "Work",
     "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts", "row",
 ]  # fmt: skip
 

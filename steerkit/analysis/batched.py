@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
@@ -26,23 +28,42 @@ class BatchedEngine(Engine):
         model = SteeredModel(self.loaded.base, items, self.loaded.layout)
         shape: tuple[int, int] = (batch.ids.shape[0], batch.ids.shape[1])
         values: dict[HookPoint, Tensor] = {}
-        handles = []
-        try:
-            # Hooks run in the order of registration: inputs are edited before the model's own hooks read them, outputs
-            # after steering.
-            for visit in visits:
-                if visit.side == "input":
-                    hook = _before(visit, shape, values)
-                    handles.append(visit.module.register_forward_pre_hook(hook, with_kwargs=True))
-            with model.applied(steered):
-                for visit in visits:
-                    if visit.side == "output":
-                        handles.append(visit.module.register_forward_hook(_after(visit, shape, values)))
-                output = self.loaded.base(**self.arguments(batch, logits))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(model, steered, visits, shape, values):
+            output = self.loaded.base(**self.arguments(batch, logits))
         return Trace(values, output.logits if logits else None)
+
+
+@contextmanager
+def hooked(
+    model: SteeredModel,
+    steered: Tensor | None,
+    visits: Sequence[Visit],
+    shape: tuple[int, int],
+    values: dict[HookPoint, Tensor],
+) -> Iterator[None]:
+    """Inside the block, a call of the base is steered, edited and read.
+
+    Args:
+        steered: [B, T] bool over the positions of the call.
+        shape: (B, T)
+        values: what is read goes there.
+    """
+    handles = []
+    try:
+        # Hooks run in the order of registration: inputs are edited before the model's own hooks read them, outputs
+        # after steering.
+        for visit in visits:
+            if visit.side == "input":
+                hook = _before(visit, shape, values)
+                handles.append(visit.module.register_forward_pre_hook(hook, with_kwargs=True))
+        with model.applied(steered):
+            for visit in visits:
+                if visit.side == "output":
+                    handles.append(visit.module.register_forward_hook(_after(visit, shape, values)))
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _before(visit: Visit, shape: tuple[int, int], values: dict[HookPoint, Tensor]) -> Any:

@@ -66,6 +66,26 @@ class Visit:
         return value
 
 
+def make_visits(loaded: LoadedModel, read: Sequence[HookPoint], edits: Mapping[HookPoint, Edit]) -> list[Visit]:
+    """The sides of modules where something is read or edited, not in forward order.
+
+    Raises:
+        SteerkitError: for a place that the model does not have, or that can't be edited.
+    """
+    for point in edits:
+        if point.site == "attn_pattern":
+            raise SteerkitError(f"{point} can only be read: edit q, k, v or heads instead.")
+    visits: dict[tuple[int, str], Visit] = {}
+    for point in dict.fromkeys((*read, *edits)):
+        place = find_place(loaded.base, loaded.layout, point)
+        visit = visits.setdefault((id(place.module), place.side), Visit(place.module, place.side))
+        if point in edits:
+            visit.edits.append((place, edits[point]))
+        if point in read:
+            visit.reads.append(place)
+    return list(visits.values())
+
+
 class Engine(ABC):
     """Runs forward passes of one base model, in a ``with`` block that leaves the model as it was."""
 
@@ -85,6 +105,7 @@ class Engine(ABC):
         edits: Mapping[HookPoint, Edit] | None = None,
         logits: bool = False,
         token_mask: TokenMask | str | None = None,
+        steered_rows: Tensor | None = None,
     ) -> Trace:
         """One forward pass over a batch.
 
@@ -94,30 +115,21 @@ class Engine(ABC):
             edits: place -> edit; several places are edited in forward order, each seeing what the ones before did.
             logits: also give the logits of all positions.
             token_mask: where the vector acts; default: its own mask.
+            steered_rows: [B] bool, the rows in which it acts; the others are the base's. Default: all.
 
         Raises:
             VectorError: if the vector does not fit the model.
             SteerkitError: for a place that the model does not have.
         """
-        base, layout = self.loaded.base, self.loaded.layout
-        edits = dict(edits or {})
-        for point in edits:
-            if point.site == "attn_pattern":
-                raise SteerkitError(f"{point} can only be read: edit q, k, v or heads instead.")
-        places = {point: find_place(base, layout, point) for point in {*read, *edits}}
-        visits: dict[tuple[int, str], Visit] = {}
-        for point, place in places.items():
-            visit = visits.setdefault((id(place.module), place.side), Visit(place.module, place.side))
-            if point in edits:
-                visit.edits.append((place, edits[point]))
-            if point in read:
-                visit.reads.append(place)
+        visits = make_visits(self.loaded, read, edits or {})
         steered = None
         if vector is not None:
             steered = batch.select(vector.token_mask if token_mask is None else token_mask)
+            if steered_rows is not None:
+                steered = steered & steered_rows[:, None]
         patterns = any(point.site == "attn_pattern" for point in read)
-        with eager_attention(base) if patterns else nullcontext():
-            return self.forward(batch, vector, steered, list(visits.values()), logits)
+        with eager_attention(self.loaded.base) if patterns else nullcontext():
+            return self.forward(batch, vector, steered, visits, logits)
 
     @abstractmethod
     def forward(

@@ -76,8 +76,8 @@ class LogitLens(Analyzer):
             arrays |= found.arrays
         notes = [
             "Direct: the vector itself (the direction of vectors that depend on the token), by its dot product with "
-            "the unembedding rows; 'norm': through the final norm's gain first, 'raw': not. Exact, so n = 1; control: the "
-            "same of random directions of the same norm.",
+            "the unembedding rows; 'norm': through the final norm's gain first, 'raw': not. Exact, so n = 1; control: "
+            "the same of random directions of the same norm.",
             "Induced: mean over positions of h steered - h base on the steered model's greedy completions, through the "
             "final norm's gain; intervals over prompts; control: norm-matched random vectors on the same tokens.",
             "Sandwich-norm families: a vector at down_proj passes a norm before the stream, which 'direct' leaves out.",

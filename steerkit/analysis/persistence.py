@@ -1,13 +1,15 @@
 """Whether what a vector adds at one layer is still there, as one direction, in later layers (C6).
 
 arXiv 2509.06608: D_ij(t) = h_j steered at layer i alone - h_j base, on the same tokens;
-Diff-Diff_ij = mean_t cos(D_ij(t), mean_t D_ij); Diff-Vector_ij = mean_t cos(D_ij(t), s_j).
+Diff-Diff_ij = mean_t cos(D_ij(t), mean_t D_ij); Diff-Vector_ij = mean_t cos(D_ij(t), s_j). Ours besides, to
+tell "another direction" from "the same as was added": Diff-Own_ij = mean_t cos(D_ij(t), s_i).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
@@ -16,9 +18,10 @@ from torch import Tensor
 
 from steerkit.analysis.base import Analyzer
 from steerkit.analysis.differences import problems
+from steerkit.analysis.engine import Trace
 from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
 from steerkit.analysis.statistics import array_intervals, row
-from steerkit.analysis.texts import Text, of_groups
+from steerkit.analysis.texts import Batch, Text, of_groups
 from steerkit.analysis.work import Work
 from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
@@ -29,7 +32,7 @@ from steerkit.vectors.algebra import directions
 if TYPE_CHECKING:
     from steerkit.analysis.plots.panels import Panel
 
-METRICS = ("Diff-Diff", "Diff-Vector")
+METRICS = ("Diff-Diff", "Diff-Vector", "Diff-Own")
 JOINED = "joined"
 """The name of the map of several vectors that stand at one layer each (trained alone)."""
 _NOTHING = 1e-6
@@ -90,7 +93,9 @@ class Persistence(Analyzer):
         """Metric -> [N, i, j], the mean over the random vectors."""
         found: list[dict[str, Tensor]] = []
         for index in range(self.controls):
-            random = {layer: work.controls(vector, self.controls)[index] for layer, vector in layers.items()}
+            random = {
+                layer: work.controls(vector, self.controls, salt=layer)[index] for layer, vector in layers.items()
+            }
             found.append(self._map(work, f"{name}, control {index}", random, texts))
         return {metric: torch.stack([one[metric] for one in found]).nanmean(0) for metric in METRICS}
 
@@ -101,51 +106,75 @@ class Persistence(Analyzer):
         own = {layer: next(iter(directions(vector).values())).float() for layer, vector in layers.items()}
         found = {metric: torch.full((len(problems(texts)), len(layers), work.n_layers), float("nan"))
                  for metric in METRICS}  # fmt: skip
-        for index, (layer, vector) in enumerate(layers.items()):
-            part = self._sums(work, f"{name}, layer {layer}", vector, texts)
-            units, totals, counts = part["units"], part["totals"], part["counts"]  # [N, L, D], [L, D], [N, L]
+        sums = self._sums(work, name, layers, texts)
+        for index, layer in enumerate(layers):
+            units, totals, counts = sums[layer]
             mean = totals / totals.norm(dim=-1, keepdim=True).clamp_min(1e-30)
             shares = units / counts[..., None]
             for j in range(layer, work.n_layers):
                 found["Diff-Diff"][:, index, j] = shares[:, j] @ mean[j]
-                if j in own and len(own[j]) == work.d_model and float(own[j].norm()):
-                    found["Diff-Vector"][:, index, j] = shares[:, j] @ (own[j] / own[j].norm())
+                for metric, k in (("Diff-Vector", j), ("Diff-Own", layer)):
+                    if k in own and len(own[k]) == work.d_model and float(own[k].norm()):
+                        found[metric][:, index, j] = shares[:, j] @ (own[k] / own[k].norm())
         return found
 
-    def _sums(self, work: Work, name: str, vector: SteeringVector, texts: Sequence[Text]) -> dict[str, Any]:
-        """Sums over the positions of each problem of D(t) / |D(t)|, from which both cosines follow, and of D(t)."""
-
-        def compute() -> dict[str, Tensor]:
-            points = work.outputs()
-            order = {problem: index for index, problem in enumerate(problems(texts))}
-            units = torch.zeros(len(order), len(points), work.d_model, dtype=torch.float64)
-            totals = torch.zeros(len(points), work.d_model, dtype=torch.float64)
-            counts = torch.zeros(len(order), len(points), dtype=torch.float64)
-            lowest = min(vector.tensors).layer
-            done = 0
-            for batch in work.batches(texts):
-                chosen = batch.select(self.positions)
-                steered, base = work.engine.run(batch, vector, points), work.engine.run(batch, read=points)
-                for j in range(lowest, len(points)):
-                    stream = base[points[j]].double()
-                    gap = steered[points[j]].double() - stream
-                    size = gap.norm(dim=-1)
-                    differs = chosen & (size > _NOTHING * stream.norm(dim=-1))
-                    unit = (gap / size.clamp_min(1e-30)[..., None]).masked_fill(~differs[..., None], 0.0)
-                    totals[j] += gap.masked_fill(~differs[..., None], 0.0).sum((0, 1)).cpu()
-                    for b, text in enumerate(batch.texts):
-                        units[order[text.id], j] += unit[b].sum(0).cpu()
-                        counts[order[text.id], j] += int(differs[b].sum())
+    def _sums(
+        self, work: Work, name: str, layers: Mapping[int, SteeringVector], texts: Sequence[Text]
+    ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        """Steered layer -> ([N, L, D] sums over each problem's positions of D(t) / |D(t)|, from which both cosines
+        follow; [L, D] sums of D(t); [N, L] positions)."""
+        order = {problem: index for index, problem in enumerate(problems(texts))}
+        shape = len(order), work.n_layers
+        found = {
+            layer: (torch.zeros(*shape, work.d_model), torch.zeros(work.n_layers, work.d_model), torch.zeros(*shape))
+            for layer in layers
+        }
+        done = 0
+        for number, batch in enumerate(work.batches(texts)):
+            base = _Lazy(work, batch)  # one pass for all the layers of a batch, none if all are on disk
+            for layer, vector in layers.items():
+                label = f"sums {name}, layer {layer}, batch {number}"
+                part = work.part(label, partial(self._batch, work, batch, base, vector))
+                units, totals, counts = found[layer]
+                totals += part["totals"]
+                for row_, text in enumerate(batch.texts):
+                    units[order[text.id]] += part["units"][row_]
+                    counts[order[text.id]] += part["counts"][row_]
                 done += len(batch.texts)
-                work.progress(f"persistence, {name}", done, len(texts))
-            return {"units": units.float(), "totals": totals.float(), "counts": counts.float()}
+                work.progress(f"persistence, {name}", done, len(texts) * len(layers))
+        return found
 
-        return work.part(f"sums {name}", compute)
+    def _batch(self, work: Work, batch: Batch, base: _Lazy, vector: SteeringVector) -> dict[str, Tensor]:
+        chosen, points = batch.select(self.positions), work.outputs()
+        steered = work.engine.run(batch, vector, points)
+        units = torch.zeros(len(batch.texts), len(points), work.d_model)
+        totals, counts = torch.zeros(len(points), work.d_model), torch.zeros(len(batch.texts), len(points))
+        for j in range(min(vector.tensors).layer, len(points)):
+            stream = base.trace[points[j]].double()
+            gap = steered[points[j]].double() - stream
+            size = gap.norm(dim=-1)
+            differs = chosen & (size > _NOTHING * stream.norm(dim=-1))
+            gap = gap.masked_fill(~differs[..., None], 0.0)
+            units[:, j] = (gap / size.clamp_min(1e-30)[..., None]).sum(1).float().cpu()
+            totals[j] = gap.sum((0, 1)).float().cpu()
+            counts[:, j] = differs.sum(1).float().cpu()
+        return {"units": units, "totals": totals, "counts": counts}
 
     def panels(self, result: AnalysisResult) -> list[Panel]:
         from steerkit.analysis.plots.persistence import panels
 
         return panels(result)
+
+
+class _Lazy:
+    """The base's streams of a batch, run when they are first asked for."""
+
+    def __init__(self, work: Work, batch: Batch) -> None:
+        self._work, self._batch = work, batch
+
+    @cached_property
+    def trace(self) -> Trace:
+        return self._work.engine.run(self._batch, read=self._work.outputs())
 
 
 def _maps(vectors: Mapping[str, SteeringVector]) -> dict[str, dict[int, SteeringVector]]:

@@ -181,5 +181,5 @@ def _from_analysis(folder: Path) -> Sae:
     from steerkit.analysis.result import AnalysisResult
 
     result = AnalysisResult.load(folder)
-    tensors = {name: result.arrays[f"sae {name}"].values for name in NAMES}
-    return Sae(**tensors, activation="topk", k=int(result.settings["k"]))
+    w_enc, b_enc, w_dec, b_dec = (result.arrays[f"sae {name}"].values for name in NAMES)
+    return Sae(w_enc, b_enc, w_dec, b_dec, "topk", int(result.settings["k"]))

@@ -66,9 +66,13 @@ class Work:
         pad = self.loaded.tokenizer.pad_token_id
         yield from batches(texts, 0 if pad is None else int(pad), self.loaded.base.device, self.batch_tokens)
 
-    def controls(self, vector: SteeringVector, n: int) -> list[SteeringVector]:
-        """``n`` random vectors with the norms of ``vector`` at each hook point, by the analysis's seed."""
-        return [vector.random_like(self.seed * 1_000_003 + index) for index in range(n)]
+    def controls(self, vector: SteeringVector, n: int, salt: int = 0) -> list[SteeringVector]:
+        """``n`` random vectors with the norms of ``vector`` at each hook point, by the analysis's seed.
+
+        Args:
+            salt: another number gives other vectors: for the parts of one vector, controlled one by one.
+        """
+        return [vector.random_like((self.seed * 100_003 + salt) * 10_007 + index) for index in range(n)]
 
     def outputs(self) -> list[HookPoint]:
         """The residual stream after each block, in order."""

@@ -23,6 +23,8 @@ class WeightAdapter(nn.Module, ABC):
 
     folder: str = "adapter"
     """Where a run keeps what ``save`` wrote, beside ``results.json``."""
+    keeps_weights: bool = False
+    """Whether the base's own weights still run while it is on, beside what it adds."""
 
     @abstractmethod
     def enable(self) -> None:

@@ -23,6 +23,8 @@ class Lora(WeightAdapter):
     PEFT puts its layers into the base; while the adapter is off they pass through to the original ones.
     """
 
+    keeps_weights = True
+
     def __init__(
         self,
         base: PreTrainedModel,

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from steerkit import registry
 from steerkit.analysis.base import Analyzer, check_final
@@ -20,6 +20,7 @@ from steerkit.analysis.prompts import read_prompts
 from steerkit.analysis.result import AnalysisResult
 from steerkit.commands.console import command_line, prepare, progress_display
 from steerkit.commands.evaluate import default_device
+from steerkit.commands.parsing import Parser
 from steerkit.datasets import PromptTemplate
 from steerkit.errors import SteerkitError
 from steerkit.files import ensure_folder
@@ -28,9 +29,9 @@ from steerkit.types import Example
 from steerkit.vectors import SteeringVector
 
 
-def build_parser(target: type[Analyzer]) -> ArgumentParser:
+def build_parser(target: type[Analyzer]) -> Parser:
     """The options of ``steerkit analyze NAME``: those of every analyzer, and its own settings."""
-    parser = ArgumentParser(prog=f"steerkit analyze {target.name}", description=target.__doc__)
+    parser = Parser(prog=f"steerkit analyze {target.name}", description=target.__doc__)
     add = parser.add_argument
     add("--config", action="config", help="YAML file with these options")
     add("--model", required=True, help="zoo name or plugin, local folder, or hub id")
@@ -51,7 +52,7 @@ def build_parser(target: type[Analyzer]) -> ArgumentParser:
     add("--data_root", type=str | None, default=None, help="folder where relative data paths start")
     add("--split", default="test", choices=["train", "validation", "test"], help="of --prompts")
     add("--limit", type=int | None, default=32, help="prompts at most; null for all")
-    add("--prompt", type=PromptTemplate | None, default=None, help="default: the vector's, else the paper's")
+    add("--template", type=PromptTemplate | None, default=None, help="default: the vector's, else the paper's prompt")
     add("--engine", default="nnsight", choices=["nnsight", "batched"], help="the same numbers; batched is faster")
     add("--seed", type=int, default=0, help="of controls, samples and bootstraps")
     add("--batch_tokens", type=int, default=8192, help="padded tokens of one forward pass, about")
@@ -104,7 +105,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         with progress_display() as progress:
             result = analyzer.run(
                 loaded, vectors, examples, engine=options.engine, seed=options.seed, folder=out,
-                template=options.prompt, source=source, batch_tokens=options.batch_tokens, progress=progress,
+                template=options.template, source=source, batch_tokens=options.batch_tokens, progress=progress,
                 command=command_line(verb, arguments), restart=options.restart,
             )  # fmt: skip
     except KeyboardInterrupt:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerkit.commands.console import command_line
+from steerkit.commands.parsing import PlainParser
 from steerkit.errors import SteerkitError
+from steerkit.files import output_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,9 +20,9 @@ if TYPE_CHECKING:
     from steerkit.evaluation.compare import Difference
 
 
-def run(verb: str, arguments: Sequence[str]) -> int:
-    """Compare, print the table and some flipped samples, write them on demand."""
-    parser = argparse.ArgumentParser(prog=f"steerkit {verb}", description=__doc__)
+def build_parser() -> PlainParser:
+    """The options of ``steerkit compare``."""
+    parser = PlainParser(prog="steerkit compare", description=__doc__)
     parser.add_argument("a", help="folder of the first evaluation (samples.parquet)")
     parser.add_argument("b", help="folder of the second one; differences are B minus A")
     parser.add_argument(
@@ -28,17 +31,26 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print N flipped samples")
     parser.add_argument("--out", help="folder for compare.json and flips.parquet")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Compare, print the table and some flipped samples, write them on demand."""
+    options = build_parser().parse_args(arguments)
     if options.show < 0:
         raise SteerkitError(f"--show must be 0 or more, got {options.show}.")
 
+    with output_folder(options.out) if options.out else nullcontext() as out:
+        return _run(options, out, verb, command_line(verb, arguments))
+
+
+def _run(options: argparse.Namespace, out: Path | None, verb: str, command: str) -> int:
     from rich.console import Console
 
     from steerkit.evaluation.compare import compare, read_samples
     from steerkit.evaluation.results import write_samples
-    from steerkit.files import ensure_folder, write_json
+    from steerkit.files import write_json
 
-    out = ensure_folder(options.out) if options.out else None
     arms = tuple(options.arms) if options.arms else None
     found = compare(read_samples(options.a), read_samples(options.b), arms, options.seed)
     for line in found.left_out:
@@ -48,7 +60,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         print(_flip_text(flip))
     if out is not None:
         record: dict[str, Any] = {"a": options.a, "b": options.b, "rows": [row.record() for row in found.rows]}
-        record |= {"left_out": found.left_out, "seed": options.seed, "command": command_line(verb, arguments)}
+        record |= {"left_out": found.left_out, "seed": options.seed, "command": command}
         write_json(out / "compare.json", record)
         print(f"Wrote {out / 'compare.json'}", end="")
         if found.flips:

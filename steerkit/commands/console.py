@@ -9,10 +9,19 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from steerkit import registry
+from steerkit.errors import VectorError
 from steerkit.evaluation.arms import Progress
 from steerkit.runtime import keep_freed_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from steerkit.vectors import SteeringVector
+
+log = logging.getLogger(__name__)
 
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # batches are token tuples: a loader process would only add start-up time
@@ -47,6 +56,23 @@ def prepare() -> None:
 def command_line(verb: str, arguments: Sequence[str]) -> str:
     """The command as one could type it again."""
     return shlex.join(["steerkit", verb, *arguments, *["--allow_code"] * registry.trusted()])
+
+
+def check_base(vector: SteeringVector, base: PreTrainedModel, force: bool) -> str | None:
+    """Refuse a base with other weights than the vector's own; with ``force`` log it, and return what differs.
+
+    Raises:
+        VectorError: naming what differs, also for a base of another shape, which nothing can force.
+    """
+    vector.check_fits(base)
+    try:
+        vector.check_fits(base, same_base=True)
+    except VectorError as error:
+        if not force:
+            raise VectorError(f"{error} Or --force, if the two are meant to meet.") from None
+        log.warning("--force: %s", error)
+        return str(error)
+    return None
 
 
 @contextmanager

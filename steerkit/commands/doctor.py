@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import Namespace
 
 from steerkit.commands.console import command_line, prepare, progress_display
 from steerkit.commands.evaluate import default_device
+from steerkit.commands.parsing import Parser
 from steerkit.doctor import CHECKS, Batch, Row, Subject, examine
 from steerkit.evaluation.results import versions
-from steerkit.files import ensure_folder, write_json
+from steerkit.files import output_folder, write_json
 from steerkit.models.load import load_checkpoint
 from steerkit.runtime import debugging
 
@@ -31,9 +34,9 @@ _FIELDS = {"batch": "prompts"}
 _COLOURS = {"pass": "green", "fail": "bold red", "note": "yellow", "skipped": "dim"}
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The options of ``steerkit doctor``."""
-    parser = ArgumentParser(prog="steerkit doctor", description=__doc__)
+    parser = Parser(prog="steerkit doctor", description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file with these options")
     parser.add_argument("--model", required=True, help="zoo name or plugin, local folder, or hub id")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
@@ -72,7 +75,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     prepare()
     asked = {_FIELDS.get(name, name): options[name] for name in _BATCH if options[name] is not None}
     batch = Batch(**asked, asked=bool(asked))
-    out = None if options.out is None else ensure_folder(options.out)
+    with nullcontext() if options.out is None else output_folder(options.out) as out:
+        return _run(options, batch, out, command_line(verb, arguments))
+
+
+def _run(options: Namespace, batch: Batch, out: Path | None, command: str) -> int:
     device = options.device or default_device()
     base, tokenizer = load_checkpoint(options.model, options.dtype, device, options.trust_remote_code)
     subject = Subject(base, tokenizer, options.layout, batch)
@@ -89,7 +96,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if out is not None:
         record: dict[str, Any] = {
             "model": options.model,
-            "command": command_line(verb, arguments),
+            "command": command,
             "passed": not failed,
             "dtype": kind,
             "device": str(base.device),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from steerkit.commands.console import command_line, prepare, progress_display
+from steerkit.commands.console import check_base, command_line, prepare, progress_display
+from steerkit.commands.parsing import Parser
 from steerkit.datasets import PromptTemplate, dataset_name, open_dataset, subset
 from steerkit.datasets.suites import SETS, SUITES, load_suite
 from steerkit.errors import DataError, SteerkitError
@@ -18,18 +20,19 @@ from steerkit.evaluation.journal import Journal
 from steerkit.evaluation.protocols import PRESETS, Preset, find_preset, resolve, verifier_of
 from steerkit.evaluation.results import results_table, write_results
 from steerkit.evaluation.resume import evaluation_settings, finished_record
+from steerkit.evaluation.rows import MEAN
 from steerkit.evaluation.seen import seen_problems
-from steerkit.evaluation.suite import Suite, measure
-from steerkit.files import ensure_folder
+from steerkit.evaluation.suite import FAULTS, Suite, measure
+from steerkit.files import output_folder
 from steerkit.models import LoadedModel, load_model
 from steerkit.rollouts.prompting import context_length
 from steerkit.types import Example
 from steerkit.vectors import SteeringVector
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The options of ``steerkit evaluate``; each can also stand in a YAML file given by ``--config``."""
-    parser = ArgumentParser(prog="steerkit evaluate", description=__doc__)
+    parser = Parser(prog="steerkit evaluate", description=__doc__)
     add = parser.add_argument
     add("--config", action="config", help="YAML file with these options")
     add("--model", required=True, help="zoo name or plugin, local folder, or hub id")
@@ -52,6 +55,8 @@ def build_parser() -> ArgumentParser:
     add("--protocol", type=str | None, default=None, help=f"preset that flags override: {', '.join(PRESETS)}")
     add("--temperature", nargs="+", type=float, default=None, help="0 is greedy; default: the protocol's, else 0 1")
     add("--k", type=int | None, default=None, help="samples a problem at temperatures above 0; default 1")
+    add("--top_p", type=float, default=1.0, help="draw from the likeliest tokens that have this probability together")
+    add("--top_k", type=int, default=0, help="draw from this many likeliest tokens; 0: from all")
     add("--seeds", type=int | None, default=None, help="sampling seeds, each with k samples; default 1")
     add("--max_tokens", type=int | None, default=None, help="default: the protocol's, the vector's, else 128")
     add("--seed", type=int, default=1, help="of the samples and the bootstrap")
@@ -60,7 +65,13 @@ def build_parser() -> ArgumentParser:
     add("--batch_tokens", type=int | None, default=65536, help="tokens (prompts and answers) decoded at once")
     add("--random_control", type=bool, default=False, help="add a norm-matched random vector's row")
     add("--train_data", nargs="+", type=str, default=[], help="flag problems seen in these; default: the vectors' own")
-    add("--prompt", type=PromptTemplate | None, default=None, help="default: the vector's, else the paper's")
+    add(
+        "--template",
+        type=PromptTemplate | None,
+        default=None,
+        help="default: the vector's, else the paper's prompt",
+    )
+    add("--force", action="store_true", help="accept a base with another fingerprint than a vector's")
     add("--dtype", default="auto")
     add("--device", type=str | None, default=None, help="default: cuda if there is one, else cpu")
     add("--trust_remote_code", type=bool, default=False)
@@ -124,7 +135,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     options = build_parser().parse_args(list(arguments))
     options = build_parser().instantiate(options)
     prepare()
-    out = ensure_folder(options.out)
+    with output_folder(options.out) as out:
+        return _run(options, out, command_line(verb, arguments))
+
+
+def _run(options: Namespace, out: Path, command: str) -> int:
     preset = find_preset(options.protocol)
     arms = arms_of(options.vector, options.random_control, options.seed)
     receipts = [dict(arm.vector.metadata.receipts) for arm in arms if arm.vector and arm.name.startswith("steered")]
@@ -132,13 +147,14 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     verifier, reason = (options.verifier, "--verifier") if options.verifier is not None else verifier_of(receipts)
     sets = problem_sets(options, preset, first)
     seen = seen_problems(sets, receipts, options.train_data, options.data_root)
-    prompt = options.prompt or PromptTemplate.from_dict(first.get("prompt", {}))
+    prompt = options.template or PromptTemplate.from_dict(first.get("prompt", {}))
     loaded = load_model(
         options.model,
         dtype=options.dtype,
         device=options.device or default_device(),
         trust_remote_code=options.trust_remote_code,
     )
+    other_base = {arm.name: check_base(arm.vector, loaded.base, options.force) for arm in arms if arm.vector}
     flags = {**options.as_dict(), "verifier": verifier}
     protocol, overridden = resolve(preset, flags, context_length(loaded.base), first, list(sets))
     suite = Suite(sets, seen).fit(loaded, arms, protocol, prompt)
@@ -155,10 +171,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
             "overridden": overridden,
             "verifier": verifier,
             "verifier_from": reason,
+            "other_base": {name: text for name, text in other_base.items() if text},
             "settings": settings,
         }
         vector = " ".join(options.vector) or None
-        write_results(out, evaluation, options.model, vector, options.seed, command_line(verb, arguments), extra)
+        write_results(out, evaluation, options.model, vector, options.seed, command, extra)
         rows, done = evaluation.rows, f"Wrote {out / 'results.json'} and {out / 'samples.parquet'}."
     else:
         rows, done = record["rows"], f"{out / 'results.json'} has these results already: nothing was left to do."
@@ -169,9 +186,21 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     title = f"{options.model}, {names}" if len(sets) > 1 else f"{options.model}, {options.split} split of {names}"
     Console().print(results_table(rows, title))
     print(done)
+    causes = ", ".join(f"{cause} {count}" for cause, count in _causes(rows).most_common())
+    if causes:
+        print(f"The verifier failed on some answers ({causes}): steerkit verify --replay {out / FAULTS}")
     if options.format == "lm-eval":
         _export(out)
     return 0
+
+
+def _causes(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """Faults by cause over all rows but those that average others."""
+    total: Counter[str] = Counter()
+    for row in rows:
+        if row["set"] != MEAN:
+            total.update(row.get("fault_causes", {}))
+    return total
 
 
 def _say(

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
 from steerkit import registry
-from steerkit.commands.console import prepare
+from steerkit.commands.console import check_base, prepare
+from steerkit.commands.parsing import Parser
 from steerkit.errors import VectorError
 from steerkit.models import load_model
 from steerkit.vectors import SteeringVector
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The options of ``steerkit export``."""
     names = ", ".join(entry.name for entry in registry.entries("exporters"))
-    parser = ArgumentParser(prog="steerkit export", description=__doc__)
+    parser = Parser(prog="steerkit export", description=__doc__)
     parser.add_argument("format", help=f"one of: {names}; or package.module:Class, file.py:Class")
     parser.add_argument("--vector", required=True, help="folder or hub id of the steering vector")
     parser.add_argument("--out", required=True, help="folder (gguf: file) to write; must not exist yet")
@@ -38,11 +37,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if not name:
         raise VectorError(f"{options.vector} does not name its base model: give --model.")
     loaded = load_model(name, dtype="float32")
-    try:
-        vector.check_fits(loaded.base, same_base=not options.force)
-    except VectorError as error:
-        hint = " Or --force, if the two are meant to meet." if "fingerprint" in str(error) else ""
-        raise VectorError(f"{error}{hint}") from None
+    check_base(vector, loaded.base, options.force)
     report = exporter.export(vector, loaded, options.out, check=not options.no_check)
     print(f"Wrote {report.path}: {report.wrote}.")
     print(report.comparison or "Not compared (--no_check).")

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from steerkit import registry
 from steerkit.commands.console import command_line, prepare, progress_display
 from steerkit.commands.evaluate import default_device
+from steerkit.commands.parsing import Parser
 from steerkit.datasets import PromptTemplate, dataset_name, open_dataset, subset
 from steerkit.errors import SteerkitError
 from steerkit.extraction import (
@@ -37,9 +38,9 @@ SOURCES = (
 """The three ways to say what is contrasted."""
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The options of ``steerkit extract``; each can also stand in a YAML file given by ``--config``."""
-    parser = ArgumentParser(prog="steerkit extract", description=__doc__)
+    parser = Parser(prog="steerkit extract", description=__doc__)
     add = parser.add_argument
     add("--config", action="config", help="YAML file with these options")
     add("--model", required=True, help="zoo name or plugin, local folder, or hub id")
@@ -70,7 +71,7 @@ def build_parser() -> ArgumentParser:
     add("--temperature", type=float, default=1.0, help="of the samples after openings")
     add("--max_tokens", type=int, default=128, help="of the samples after openings, and of later evaluations")
     add("--seed", type=int, default=0, help="of the choice of problems and the samples")
-    add("--prompt", type=PromptTemplate, default=PromptTemplate(), help="default: the paper's chat prompt")
+    add("--template", type=PromptTemplate, default=PromptTemplate(), help="default: the paper's chat prompt")
     add("--sampler", type=str | dict, default="fast")
     add("--micro_batch_tokens", type=int, default=16384, help="padded tokens in one forward pass")
     add("--dtype", default="auto")
@@ -109,7 +110,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         "norm_like": options.norm_like,
         **data,
         "seed": options.seed,
-        "prompt": options.prompt.to_dict(),
+        "prompt": options.template.to_dict(),
         "max_tokens": options.max_tokens,
     }
     vector = found.vector(loaded, options.scale, like, receipts, options.token_mask)
@@ -144,16 +145,16 @@ def _contrast(
         pairs = load_pairs(options.data, options.data_root, options.split, options.n, options.seed, kinds)
         if pairs.from_file:  # no set of problems that the vector could be evaluated on: no dataset_spec
             data = {"dataset": name, "pairs_file": options.data}
-        return written_contrast(loaded, options.prompt, pairs.examples, pairs.texts), pairs.kinds, data
+        return written_contrast(loaded, options.template, pairs.examples, pairs.texts), pairs.kinds, data
     examples = subset(open_dataset(options.data, options.data_root).load(options.split), options.n, options.seed)
     if options.positive_request is not None:
         requests = (options.positive_request, options.negative_request)
         names = (f"asked {requests[0]!r}", f"asked {requests[1]!r}")
-        return requested_contrast(loaded, options.prompt, examples, requests), names, data
+        return requested_contrast(loaded, options.template, examples, requests), names, data
     openings = (options.positive_prefix, options.negative_prefix)
     params = SamplingParams(options.temperature, options.max_tokens)
     sampler = registry.build("samplers", options.sampler)
-    contrast = sampled_contrast(loaded, options.prompt, examples, openings, sampler, params, options.seed, progress)
+    contrast = sampled_contrast(loaded, options.template, examples, openings, sampler, params, options.seed, progress)
     return contrast, (f"samples after {openings[0]!r}", f"samples after {openings[1]!r}"), data
 
 

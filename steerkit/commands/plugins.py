@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from steerkit import registry
+from steerkit.commands.parsing import PlainParser
 from steerkit.errors import PluginError
 
 
@@ -19,7 +20,12 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     """List the plugins, or check one."""
     if arguments and arguments[0] == "check":
         return _check(_check_parser(verb).parse_intermixed_args(arguments[1:]))
-    parser = argparse.ArgumentParser(
+    if arguments and not arguments[0].startswith("-"):
+        raise PluginError(
+            f"steerkit {verb} has no {arguments[0]!r}.{registry.did_you_mean(arguments[0], ['check'])} "
+            f"Write `steerkit {verb}` for the list, or `steerkit {verb} check NAME`."
+        )
+    parser = PlainParser(
         prog=f"steerkit {verb}",
         usage=f"steerkit {verb} [--kind KIND] | steerkit {verb} check NAME [options]",
         description=__doc__,
@@ -39,8 +45,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _check_parser(verb: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _check_parser(verb: str) -> PlainParser:
+    parser = PlainParser(
         prog=f"steerkit {verb} check", description="Run the contract of a plugin: one line for each promise."
     )
     parser.add_argument("name", help="a plugin's name, package.module:Name, or file.py:Name")
@@ -73,7 +79,7 @@ def _check_kind(kind: str, options: argparse.Namespace, settings: dict[str, Any]
     from steerkit.testing.checks import contract, failure
 
     list_checks = contract(kind)
-    if kind == "models":
+    if kind in ("models", "exporters"):
         from steerkit.commands.console import prepare  # the libraries' progress bars off
 
         prepare()

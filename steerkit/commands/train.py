@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,27 +22,37 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from steerkit import registry
 from steerkit.commands.console import command_line, prepare, progress_display
+from steerkit.commands.parsing import FullHelp, OneLineErrors, ShortHelp
+from steerkit.commands.training_help import ABOUT, COMMON, TITLES
 from steerkit.commands.trust import code_in
 from steerkit.errors import SteerkitError, Stopped
 from steerkit.evaluation.results import results_table, versions, write_samples
-from steerkit.files import ensure_folder, remove_unfinished, set_aside
+from steerkit.files import ensure_folder, output_folder, remove_unfinished, set_aside
 from steerkit.hookpoints import HookPoint
 from steerkit.training import PromptDataModule, SteeringModule
-from steerkit.training.callbacks import RunCheckpoints, SampleTable, SteeringProgressBar, VectorWriter
+from steerkit.training.callbacks import MemberFiles, RunCheckpoints, SampleTable, SteeringProgressBar, VectorWriter
 from steerkit.training.checkpoints import CheckpointFiles, newest_checkpoint, read_checkpoint, set_later_aside
 from steerkit.training.distributed import PeerLost, ToldElsewhere
 from steerkit.training.logs import MetricsFile
+from steerkit.training.members import Sweep
 from steerkit.training.policy import trained_parameters
 from steerkit.training.receipts import card_rows, residual_norms
 from steerkit.training.recovery import stops
 from steerkit.training.report import ReportConfig, final_report
 from steerkit.training.sharding import ShardedBase
+from steerkit.training.sweep_plot import plot_sweep
 
 RUN_FILES = {
     *("config.yaml", "metrics.csv", "checkpoints", "tensorboard", "vector", "adapter", "model"),
-    *("results.json", "samples.parquet", "predictions.parquet", "faults.jsonl"),
+    *("results.json", "samples.parquet", "predictions.parquet", "faults.jsonl", "sweep", "sweep.png"),
 }
 """What a run folder holds: a folder with none of it is no run's, and stays where it is."""
+
+
+class TrainingParser(ShortHelp, OneLineErrors, LightningArgumentParser):
+    """Lightning's parser with a help that fits two screens, and complaints of one line."""
+
+    common, titles = COMMON, TITLES
 
 
 class SteerkitCLI(LightningCLI):
@@ -51,17 +61,21 @@ class SteerkitCLI(LightningCLI):
     command = "steerkit"
     running: SteerkitCLI | None = None
     """What a signal or an error has stopped: the constructor does all the work."""
+    ended = ExitStack()
+    """What is done when the run is over."""
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would take settings from the checkpoint, over what config and command line say."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add = parser.add_argument
+        add("--help_all", action=FullHelp, help="show every setting (the trainer's too), and exit")
         add("--run_dir", type=str, default="runs/latest", help="folder of this run; an older run is set aside")
         add("--vector_every", type=int, default=20, help="steps between writes of the vector and a checkpoint")
         add("--samples_every", type=int, default=20, help="steps between sample tables; 0: none")
         add("--data_root", type=str | None, default=None, help="folder where relative data paths start")
         parser.add_dataclass_arguments(ReportConfig, "report")
+        parser.add_dataclass_arguments(Sweep, "sweep")
         parser.set_defaults(
             {
                 "trainer.devices": 1,
@@ -85,6 +99,7 @@ class SteerkitCLI(LightningCLI):
         _refuse_empty("", config, dict.fromkeys(("vector_every", "samples_every"), int) | {"run_dir": str})
         for name, kind in (("model", SteeringModule), ("data", PromptDataModule), ("report", ReportConfig)):
             _refuse_empty(f"{name}.", config[name], get_type_hints(kind.__init__))
+        config["model"]["sweep"] = config["sweep"]
         if config["data_root"] is not None:
             config["data"]["data_root"] = config["data_root"]
         if str(config["trainer"].get("precision") or "").endswith("-true"):
@@ -103,7 +118,7 @@ class SteerkitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config[self.subcommand]
         fitting = self.subcommand == "fit"
-        ensure_folder(self.run_dir)
+        self.ended.enter_context(output_folder(self.run_dir))
         self.start, self.start_state = self._resume_from()
         step = int(self.start_state.get("step", 0))
         if config["trainer"].get("logger") is None:
@@ -146,6 +161,7 @@ class SteerkitCLI(LightningCLI):
         ours: list[Callback] = [
             VectorWriter(self.run_dir, self.receipts, config["vector_every"]),
             SampleTable(config["samples_every"]),
+            MemberFiles(self.run_dir),
         ]
         wanted = config["trainer"].get("enable_progress_bar") is not False
         if wanted and not any(isinstance(c, ProgressBar) for c in kept):
@@ -192,6 +208,8 @@ class SteerkitCLI(LightningCLI):
         frozen = sum(p.numel() for p in policy.base.parameters() if id(p) not in own)
         where = f" at {_places(policy.points, policy.n_layers)}" if policy.points else ""
         mask = "" if policy.token_mask.everywhere else f", token mask {policy.token_mask}"
+        count = len(self.model.members)
+        name = f"{name}, a sweep of {count} policies" if count > 1 else name
         print(
             f"{self.model.settings.base}: {policy.n_layers} layers x {policy.d_model}, {frozen:,} frozen parameters. "
             f"Training {sum(p.numel() for p in trained):,} numbers ({name}{where}{mask}).",
@@ -209,6 +227,9 @@ class SteerkitCLI(LightningCLI):
                 for logger in self.trainer.loggers:
                     if isinstance(logger, MetricsFile):
                         logger.go_on_from(step, bool(self.start_state.get("validation_due")))
+                MemberFiles(self.run_dir).go_on_from(
+                    self.model.members, step, bool(self.start_state.get("validation_due"))
+                )
             print(
                 f"Going on from {self.start} (step {step})."
                 if self.start
@@ -254,6 +275,8 @@ class SteerkitCLI(LightningCLI):
         title = f"{self.model.settings.base} on {name}, {config.split} split, after {steps} steps"
         console = Console()
         console.print(results_table(report.evaluation.rows, title))
+        if self.model.sweep.on:
+            plot_sweep(report.evaluation.rows, run_dir / "sweep.png")
         print(f"Wrote {report.path}, {saved} and {run_dir / 'samples.parquet'}.")
 
     def after_predict(self) -> None:
@@ -334,13 +357,15 @@ def _raise(error: BaseException, cli: SteerkitCLI | None) -> int:
 
 
 def _run_lightning(verb: str, arguments: Sequence[str]) -> None:
-    SteerkitCLI(
-        SteeringModule,
-        PromptDataModule,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        save_config_callback=SaveConfigCallback if verb == "fit" else None,
-        save_config_kwargs={"overwrite": True},
-        args=[verb, *arguments],
-        parser_kwargs={"prog": "steerkit"},
-    )
+    with ExitStack() as SteerkitCLI.ended:
+        SteerkitCLI(
+            SteeringModule,
+            PromptDataModule,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfigCallback if verb == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+            args=[verb, *arguments],
+            parser_class=TrainingParser,
+            parser_kwargs={"prog": "steerkit", **{name: {"description": text} for name, text in ABOUT.items()}},
+        )

@@ -27,10 +27,10 @@ _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
 def check_configs(arguments: Sequence[str], allow_code: bool = False) -> None:
     """Look through the files that ``--config`` names, and the files that these name.
 
-    What isn't YAML, or isn't there, is left to the parser to complain about.
+    What isn't there is left to the parser to complain about.
 
     Raises:
-        SteerkitError: naming what the file may not say.
+        SteerkitError: naming what the file may not say, or where it isn't YAML.
     """
     for position, argument in enumerate(arguments):
         option, _, value = argument.partition("=")
@@ -55,7 +55,11 @@ def _check_file(name: str, arguments: Sequence[str], allow_code: bool, seen: set
     seen.add(path)
     try:
         tree = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, RecursionError, ValueError):  # ValueError: a date that is none
+    except yaml.YAMLError as error:
+        if len(seen) == 1:  # the file that was named, not a value that is a file's name
+            raise SteerkitError(f"{name} is not YAML: {_reason(error)}.") from None
+        return
+    except (RecursionError, ValueError):  # ValueError: a date that is none
         return
     if not isinstance(tree, dict):
         return
@@ -69,6 +73,12 @@ def _check_file(name: str, arguments: Sequence[str], allow_code: bool, seen: set
             _check_place(name, keys[-1], value, arguments)
         if isinstance(value, str):
             _check_file(value, arguments, allow_code, seen)  # the parser takes a group's settings from a file, too
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{' '.join(str(problem or error).split())}{where}"
 
 
 def _check_place(name: str, option: str, value: str, arguments: Sequence[str]) -> None:

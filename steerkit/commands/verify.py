@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from steerkit import registry
+from steerkit.commands.parsing import Parser
 from steerkit.datasets.readers import read_source
 from steerkit.errors import SteerkitError
 from steerkit.files import write_text
@@ -30,9 +29,9 @@ EXPECTED = {
 STYLES = {"correct": "green", "wrong": "red", "fault": "yellow"}
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The options of ``steerkit verify``."""
-    parser = ArgumentParser(prog="steerkit verify", description=__doc__)
+    parser = Parser(prog="steerkit verify", description=__doc__)
     parser.add_argument("--input", type=str | None, default=None, help="cases: gold, completion, and perhaps expected")
     parser.add_argument(
         "--replay", type=str | None, default=None, help="faults.jsonl of a run: judge these pairs again"

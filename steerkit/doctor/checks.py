@@ -16,7 +16,7 @@ CHECKS: tuple[Check, ...] = (
     Check("hook sites", structure.sites, (_LOGITS,)),
     Check(_CACHE, structure.cache, advice="Use a family that hands on past_key_values."),
     Check(_TOKENS, structure.tokenizer, (_BLOCKS,)),
-    Check("chat template", structure.chat_template, advice="Mend chat_template, or use prompt: {style: plain}."),
+    Check("chat template", structure.chat_template, advice="Mend chat_template, or use template: {style: plain}."),
     Check("context length", structure.context),
     Check("numbers", structure.numbers),
     Check(_ALONE, equality.alone, _STRUCTURE),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SIGNAL = 4.0
 """An error must move the logits by at least this many tolerances."""
 NATS = {torch.float32: 0.05, torch.float16: 0.5, torch.bfloat16: 0.5}
-"""What training itself tolerates between sampler and trainer (``training.module.PARITY``)."""
+"""What training itself tolerates between sampler and trainer (``training.parity.TOLERANCE``)."""
 
 _WHOSE = {
     "batch": "Rows of a batch change each other: this model can't be batched; look for a bug in its modelling code.",

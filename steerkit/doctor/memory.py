@@ -12,7 +12,7 @@
 - saved activations: what autograd keeps for the backward pass, measured at two lengths with vectors on all blocks, and
   extrapolated as a T + b T^2 a row, plus what a completion keeps of its prompt (measured too), plus one block's worth
   in passing. A micro-batch holds at most ``micro_batch_tokens`` padded tokens.
-- logits of a chunk: 512 x vocabulary x (bytes of the base's dtype + 4 fp32 copies).
+- logits of a chunk: its rows (``models.logprobs.chunk_rows``) x vocabulary x (bytes of its dtype + 4 fp32 copies).
 - allocator: on a CPU only, where freed pieces between those that are kept can't be used again.
 
 Left out: the process itself (0.5 to 1 GB with torch; a CUDA context), the vectors and their optimiser (kilobytes),
@@ -37,14 +37,13 @@ from steerkit.interventions import Static
 from steerkit.models import SteeredModel
 from steerkit.models.caching import has_running_state
 from steerkit.models.layout import text_config
+from steerkit.models.logprobs import chunk_rows
 from steerkit.rollouts import Branches, micro_batches
 from steerkit.rollouts.footprint import PROBES, Saved, saved_for_backward
 
 if TYPE_CHECKING:
     from steerkit.doctor.subject import Subject
 
-CHUNK = 512
-"""Rows of logits that are alive at a time in the update (``models.logprobs.token_log_probs``)."""
 HEAP = 0.8
 """What the C library's heap takes on top in an update on a CPU, at most (measured: docs/doctor.md)."""
 
@@ -83,6 +82,8 @@ class Costs:
     blocks: int
     vocabulary: int
     itemsize: int
+    chunk: int
+    """Rows of logits that are alive at a time in the update."""
     shared_prompts: bool
     on_cpu: bool
 
@@ -112,7 +113,7 @@ class Costs:
                 saved = len(batch_) * self.saved.row(batch.prompt_tokens) + rows * answer
             else:
                 saved = rows * self.saved.row(length)
-            largest, chunk = max(largest, saved), max(chunk, min(CHUNK, rows * batch.max_tokens))
+            largest, chunk = max(largest, saved), max(chunk, min(self.chunk, rows * batch.max_tokens))
         parts = {
             "weights": self.weights,
             "activations": largest * (1 + 1 / self.blocks),
@@ -141,6 +142,7 @@ def measure(subject: Subject) -> Costs:
         blocks=subject.bare.n_layers,
         vocabulary=int(text_config(subject.base).vocab_size),
         itemsize=subject.base.dtype.itemsize,
+        chunk=chunk_rows(model),
         shared_prompts=not has_running_state(subject.base),
         on_cpu=subject.base.device.type == "cpu",
     )

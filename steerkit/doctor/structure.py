@@ -90,7 +90,7 @@ def tokenizer(subject: Subject) -> Finding:
 def chat_template(subject: Subject) -> Finding:
     """Base models have none: the prompt must say so."""
     if not subject.tokenizer.chat_template:
-        return Finding("note", "none: train and evaluate with prompt: {style: plain}", figures={"chat_template": False})
+        return Finding("note", "none: give template: {style: plain}", figures={"chat_template": False})
     text = subject.tokenizer.apply_chat_template(
         [{"role": "user", "content": "2 + 3?"}], tokenize=False, add_generation_prompt=True
     )

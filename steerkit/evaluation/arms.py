@@ -12,6 +12,7 @@ from steerkit.evaluation.records import correct_table, judge_groups, sample_reco
 from steerkit.evaluation.suite import Progress, Suite, measure
 from steerkit.models import LoadedModel, SteeredModel
 from steerkit.rewards.verifiable import Verifiable
+from steerkit.rollouts import SamplingParams
 from steerkit.types import Example
 
 if TYPE_CHECKING:
@@ -60,11 +61,15 @@ class Protocol:
     """Sampling seeds at temperatures above 0: ``seed``, ``seed + 1``..., each with its own k samples."""
     batch_tokens: int | None = None
     """Tokens (prompts and answers) that the sampler gets at once; None: a whole set."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """See ``SamplingParams``; the papers draw from the whole distribution."""
 
     def __post_init__(self) -> None:
         for name, value in {"k": self.k, "seeds": self.seeds, **{f"k of {n}": k for n, k in self.k_of.items()}}.items():
             if value < 1:
                 raise SteerkitError(f"{name} must be at least 1, got {value}.")
+        SamplingParams(top_p=self.top_p, top_k=self.top_k)
         if not self.temperatures:
             raise SteerkitError("Give at least one temperature, for example 0 and 1.")
         if self.batch_tokens is not None and self.batch_tokens < 1:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from steerkit.errors import DataError
 from steerkit.evaluation.metrics import Interval, paired_difference_interval, paired_mean_over_sets
 from steerkit.evaluation.records import by_problem, mean_share, verdict_table
 from steerkit.evaluation.rows import MEAN
+from steerkit.types import VerdictStatus
 
 Sample = Mapping[str, Any]
 Part = tuple[str, float]
@@ -84,11 +86,32 @@ def read_samples(folder: str | Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     except (OSError, ArrowException) as error:
         raise DataError(f"Can't read {path}: {str(error).splitlines()[0]}") from None
-    needed = {"arm", "set", "temperature", "id", "problem", "sample", "verdict", "completion"}
-    missing = sorted(needed - rows[0].keys()) if rows else sorted(needed)
+    rows = [{"seed": 0, **row} for row in rows]
+    missing = sorted(_COLUMNS.keys() - rows[0].keys()) if rows else sorted(_COLUMNS)
     if missing:
         raise DataError(f"{path} has no column {missing[0]!r}: it wasn't written by steerkit evaluate or fit.")
-    return [{"seed": 0, **row} for row in rows]
+    for number, row in enumerate(rows, start=1):
+        for name, good in _COLUMNS.items():
+            if not good(row[name]):
+                raise DataError(f"{path}, row {number}: {name!r} can't be {row[name]!r:.60}.")
+    return rows
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_COLUMNS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("arm", "set", "id", "problem", "completion"), _text),
+    **dict.fromkeys(("seed", "sample"), _whole),
+    "temperature": lambda value: (isinstance(value, float) and math.isfinite(value)) or _whole(value),
+    "verdict": lambda value: value in get_args(VerdictStatus),
+}
+"""What a comparison reads of a sample. The file may be a stranger's."""
 
 
 def compare(a: Sequence[Sample], b: Sequence[Sample], arms: tuple[str, str] | None = None, seed: int = 0) -> Comparison:

@@ -149,6 +149,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if error is not None and not self.done:
+            self.discard(self.folder.parent)  # nothing to go on from
 
     def close(self) -> None:
         """Close the files; the journal stays."""

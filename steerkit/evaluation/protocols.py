@@ -80,7 +80,7 @@ def resolve(
 
     Args:
         flags: ``temperature``, ``k``, ``seeds``, ``max_tokens`` (None: not given); ``seed``, ``verifier``,
-            ``sampler``, ``batch_tokens``.
+            ``sampler``, ``batch_tokens``, ``top_p``, ``top_k``.
         model_context: tokens that the model was made for.
         receipts: of the first vector; its ``max_tokens`` counts where neither flag nor preset says anything.
         sets: names of the sets measured; samples a problem on other sets don't matter.
@@ -99,6 +99,8 @@ def resolve(
         k_of=k_of if given["k"] is None else {},
         seeds=preset.seeds if given["seeds"] is None else given["seeds"],
         batch_tokens=flags["batch_tokens"],
+        top_p=flags.get("top_p", 1.0),
+        top_k=flags.get("top_k", 0),
     )
     if preset is PLAIN:
         return protocol, []
@@ -114,6 +116,8 @@ def resolve(
         text = " ".join(f"{item:g}" for item in value) if isinstance(value, list) else str(value)
         if value is not None and text != own[name]:
             changed.append(f"--{name} {text} (protocol: {own[name]})")
+    changed += [f"--top_p {protocol.top_p:g} (protocol: 1)"] * (protocol.top_p != 1)
+    changed += [f"--top_k {protocol.top_k} (protocol: all)"] * (protocol.top_k != 0)
     return protocol, changed
 
 

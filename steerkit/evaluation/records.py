@@ -13,6 +13,7 @@ from steerkit.evaluation.at_k import maj_at_k, pass_at_k
 from steerkit.evaluation.metrics import accuracy_interval, avg_at_k, mean_interval
 from steerkit.rewards.verifiable import Verifiable
 from steerkit.types import RolloutGroup, Verdict
+from steerkit.verifiers import fault_cause
 from steerkit.verifiers.boxed import last_boxed
 
 _VALUES = {"correct": 1.0, "wrong": 0.0, "fault": np.nan}
@@ -98,6 +99,7 @@ def summarise(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]
         "ci95": [interval.low, interval.high] if interval else None,
         "mean_tokens": float(np.mean([sample["tokens"] for sample in samples])),
         "faults": sum(sample["verdict"] == "fault" for sample in samples),
+        "fault_causes": fault_causes(samples),
         "truncated": sum(sample["finish_reason"] == "length" for sample in samples),
         "no_box": sum(sample["reason"] == "no_box" for sample in samples),
         "boxed": sum(last_boxed(sample["completion"]) is not None for sample in samples) / count,
@@ -106,6 +108,12 @@ def summarise(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]
     if table.shape[1] > 1 and judged:
         row |= _several(samples, table, seed)
     return row
+
+
+def fault_causes(samples: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Faults of the verifier by cause (``steerkit.verifiers.FAULT_CAUSES``), the most frequent first."""
+    faults = (fault_cause(sample["reason"]) for sample in samples if sample["verdict"] == "fault")
+    return dict(Counter(sorted(faults)).most_common())
 
 
 def _several(samples: Sequence[Mapping[str, Any]], table: NDArray[np.float64], seed: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from steerkit.datasets import PromptTemplate
 from steerkit.errors import SteerkitError
 from steerkit.evaluation.arms import Arm, Protocol
 from steerkit.evaluation.journal import differences
+from steerkit.evaluation.suite import FAULTS
 from steerkit.files import set_aside, set_aside_file
 from steerkit.models import LoadedModel, fingerprint
 from steerkit.types import Example
@@ -46,6 +47,7 @@ def evaluation_settings(
         "verifier": protocol.verifier if isinstance(protocol.verifier, str) else dict(protocol.verifier),
         "sampler": protocol.sampler if isinstance(protocol.sampler, str) else dict(protocol.sampler),
         "batch_tokens": protocol.batch_tokens,
+        **({"top_p": protocol.top_p, "top_k": protocol.top_k} if (protocol.top_p, protocol.top_k) != (1.0, 0) else {}),
     }
 
 
@@ -88,6 +90,6 @@ def finished_record(out: Path, settings: Mapping[str, Any], restart: bool) -> tu
 
 
 def _aside(out: Path, why: str) -> list[str]:
-    moved = [set_aside_file(out / "results.json"), set_aside_file(out / "samples.parquet"), set_aside(out / "journal")]
-    names = [path.name for path in moved if path is not None]
+    files = [set_aside_file(out / name) for name in ("results.json", "samples.parquet", FAULTS)]
+    names = [path.name for path in (*files, set_aside(out / "journal")) if path is not None]
     return [f"{out} held an evaluation with other settings ({why}): now in {', '.join(names)}."] if names else []

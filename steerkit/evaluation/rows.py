@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from steerkit.evaluation.metrics import mean_over_sets
-from steerkit.evaluation.records import accuracy, mean_share, summarise
+from steerkit.evaluation.records import accuracy, fault_causes, mean_share, summarise
 
 if TYPE_CHECKING:
     from steerkit.evaluation.arms import Arm, Protocol
@@ -96,6 +96,7 @@ def _mean_row(
         "ci95": [interval.low, interval.high] if interval else None,
         "mean_tokens": sum(row["mean_tokens"] for row in rows) / len(rows),
         **{name: sum(row[name] for row in rows) for name in ("faults", "truncated", "no_box", "too_long")},
+        "fault_causes": fault_causes([sample for part in parts.values() for sample in part]),
         **FACTS,
         **arm.facts,
         "sets": list(parts),

@@ -20,6 +20,7 @@ from steerkit.types import Example
 if TYPE_CHECKING:
     from steerkit.evaluation.arms import Arm, Protocol
 
+FAULTS = "faults.jsonl"
 Progress = Callable[[str, int, int], None]
 """Called with (what is running, samples done, samples in all)."""
 
@@ -131,7 +132,9 @@ def measure(
     if twice is not None:
         raise SteerkitError(f"Two arms are named {twice!r}: rows and samples go by that name.")
     models = [arm.on(loaded) for arm in arms]  # first of all, so that a vector that doesn't fit costs nothing
-    own = None if judge else Verifiable(protocol.verifier)
+    # What the verifier fails on is kept beside the results, to be judged again (steerkit verify --replay).
+    replay = None if journal is None else journal.folder.parent / FAULTS
+    own = None if judge else Verifiable(protocol.verifier, replay_file=replay)
     judge = judge or own
     assert judge is not None
     kept: dict[Key, dict[str, Any]] = {}
@@ -182,7 +185,7 @@ def _measure_arm(
     }
     done = journal.done if journal is not None else set()
     for temperature in protocol.temperatures:
-        params = SamplingParams(temperature, protocol.max_tokens)
+        params = SamplingParams(temperature, protocol.max_tokens, protocol.top_p, protocol.top_k)
         for seed in protocol.seeds_at(temperature):
             for name, encoded in prompts.items():
                 k = protocol.samples(name, temperature)

@@ -90,5 +90,5 @@ def _library() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise SteerkitError(f"gguf files need the package gguf ({error}): pip install 'steerkit[gguf]'.") from None
+        raise SteerkitError(f"gguf files need the package gguf ({error}): pip install gguf.") from None
     return gguf

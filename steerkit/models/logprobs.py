@@ -9,11 +9,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from steerkit.errors import SteerkitError
+from steerkit.models.layout import text_config
 from steerkit.models.steered import SteeredModel
 
 
+def chunk_rows(model: SteeredModel) -> int:
+    """Rows whose logits are alive at a time: 32 MB of them on a CPU, 256 MB on an accelerator, but 64 to 512 rows."""
+    room = 2**23 if model.device.type == "cpu" else 2**26
+    return min(512, max(64, room // int(text_config(model.base).vocab_size)))
+
+
 def token_log_probs(
-    model: SteeredModel, hidden: Tensor, targets: Tensor, temperature: float = 1.0, chunk_size: int = 512
+    model: SteeredModel, hidden: Tensor, targets: Tensor, temperature: float = 1.0, chunk_size: int | None = None
 ) -> Tensor:
     """log pi(target | hidden) under softmax(logits / temperature).
 
@@ -23,7 +30,7 @@ def token_log_probs(
         hidden: [N, D] final-normed states of the positions that predict ``targets``.
         targets: [N] token ids.
         temperature: the sampling temperature, > 0.
-        chunk_size: rows a chunk.
+        chunk_size: rows a chunk; default: ``chunk_rows``.
 
     Returns:
         [N] nats, fp32; differentiable in ``hidden`` (and in the unembedding, where that is trainable).
@@ -35,7 +42,7 @@ def token_log_probs(
 
 
 def token_log_probs_and_entropies(
-    model: SteeredModel, hidden: Tensor, targets: Tensor, temperature: float = 1.0, chunk_size: int = 512
+    model: SteeredModel, hidden: Tensor, targets: Tensor, temperature: float = 1.0, chunk_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``token_log_probs``, and the entropy of the distribution that each target was drawn from.
 
@@ -49,9 +56,11 @@ def token_log_probs_and_entropies(
 
 
 def _chunked(
-    model: SteeredModel, hidden: Tensor, targets: Tensor, temperature: float, chunk_size: int, entropies: bool
+    model: SteeredModel, hidden: Tensor, targets: Tensor, temperature: float, chunk_size: int | None, entropies: bool
 ) -> Tensor:
     """[1, N] log-probabilities, or [2, N] with the entropies."""
+    if chunk_size is None:
+        chunk_size = chunk_rows(model)
     if temperature <= 0 or chunk_size < 1:
         raise SteerkitError(
             f"Expected temperature > 0 and chunk_size >= 1, got {temperature} and {chunk_size}: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from steerkit.errors import SteerkitError
 from steerkit.interventions.rowwise import Rows
-from steerkit.models.positions import mask_positions, positions_from_mask
 from steerkit.rollouts.acceleration import accelerated
+from steerkit.rollouts.approximate import check_precision
+from steerkit.rollouts.prefill import prefill
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
+from steerkit.rollouts.shared_cache import SharedPromptCache, shared_attention, shares_prompts
 from steerkit.rollouts.slab_cache import SlabCache
 from steerkit.rollouts.suffix import KeptStreams, without_streams
-from steerkit.rollouts.teacher_forcing import left_pad
 from steerkit.rollouts.transformers_sampler import TransformersSampler
 from steerkit.rollouts.uniforms import uniforms
 from steerkit.types import Rollout, RolloutGroup
@@ -39,14 +40,21 @@ class FastSampler(Sampler):
         token_budget: rows x columns of the cache; long completions get fewer rows.
         pack: ``auto`` packs the linear weights for the CPU's matrix kernels while sampling, which takes their memory
             once more; ``never`` does not.
+        precision: ``exact``, or ``bfloat16`` or ``int8`` products with the weights: faster where the processor has
+            them, but samples of another policy, which the update weighs by importance. int8 rounds by the largest
+            number of a batch, so its samples depend on what shares the batch.
     """
 
-    def __init__(self, max_rows: int = 256, token_budget: int = 262_144, pack: str = "auto") -> None:
+    def __init__(
+        self, max_rows: int = 256, token_budget: int = 262_144, pack: str = "auto", precision: str = "exact"
+    ) -> None:
         if max_rows < 1 or token_budget < 1:
             raise SteerkitError(f"max_rows and token_budget must be at least 1, got {max_rows} and {token_budget}.")
         if pack not in ("auto", "never"):
             raise SteerkitError(f"pack must be 'auto' or 'never', got {pack!r}.")
-        self.max_rows, self.token_budget, self.pack = max_rows, token_budget, pack
+        check_precision(precision)
+        self.max_rows, self.token_budget, self.pack, self.precision = max_rows, token_budget, pack, precision
+        self.exact = precision == "exact"
 
     def stream(
         self,
@@ -60,6 +68,8 @@ class FastSampler(Sampler):
         if not prompts:
             return
         if not supported(model):
+            if not self.exact:
+                raise SteerkitError("This family can't be sampled at another precision: set the sampler's to exact.")
             yield from TransformersSampler(self.max_rows).stream(model, tokenizer, prompts, k, params, seed)
             return
         with torch.inference_mode():
@@ -101,7 +111,12 @@ class _Decoder:
         one_wave = self.n_slots == len(prompts) * k
         width = longest + params.max_tokens * (1 if one_wave else 2) + 1
         device = model.device
-        self.cache = SlabCache(model.n_layers, self.n_slots, width, longest, device)
+        self.shared = shares_prompts(model, longest + params.max_tokens)
+        self.cache: SlabCache | SharedPromptCache
+        if self.shared:
+            self.cache = SharedPromptCache(model.n_layers, self.n_slots, k, longest, params.max_tokens, device)
+        else:
+            self.cache = SlabCache(model.n_layers, self.n_slots, width, longest, device)
         self.stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=device)
         precision = torch.float32 if device.type == "mps" else torch.float64
         self.u = torch.zeros(self.n_slots, params.max_tokens, dtype=precision, device=device)
@@ -119,7 +134,7 @@ class _Decoder:
     def run(self) -> Iterator[tuple[int, RolloutGroup]]:
         logits: Tensor | None = None
         with ExitStack() as stack:
-            stack.enter_context(accelerated(self.model, self.sampler.pack))
+            stack.enter_context(accelerated(self.model, self.sampler.pack, self.sampler.precision))
             stack.enter_context(self.kept.open())
             while self.waiting or self.cache.n_rows:
                 logits = self._join(logits)
@@ -132,13 +147,14 @@ class _Decoder:
     def _join(self, logits: Tensor | None) -> Tensor | None:
         """Prefill waiting prompts once a good part of the rows is free; their first logits go behind the others'."""
         free = self.n_slots - self.cache.n_rows
-        n_prompts = min(len(self.waiting), free // self.k)
+        n_prompts = min(len(self.waiting), free // self.k, self.cache.free_prompts)
         # A prefill costs a forward pass of its own: a few rows are not worth one while others run.
         if not n_prompts or (self.cache.n_rows and free < self.n_slots // 4 and n_prompts < len(self.waiting)):
             return logits
         chosen, self.waiting = self.waiting[-n_prompts:], self.waiting[:-n_prompts]
         batch = [self.prompts[index] for index in chosen]
-        fresh = self._prefill(batch)
+        filled, fresh, streams = prefill(self.model, batch, self.tokenizer.pad_token_id, self.kept)
+        self.cache.join(filled, [len(prompt.ids) for prompt in batch], self.k)
         first = self.cache.n_rows - n_prompts * self.k
         ids = [p.example.id for p in batch for _ in range(self.k)]
         seeds = [self.seed if p.seed is None else p.seed for p in batch for _ in range(self.k)]
@@ -151,32 +167,13 @@ class _Decoder:
         self.rows = None
         for index in chosen:
             self.done[index] = [None] * self.k
-        if self.kept.on:
-            streams = self.kept.take(of_prompts)
+        if streams is not None:
             for row, index in enumerate(chosen):
                 self.prompt_streams[index] = streams[row, -len(self.prompts[index].ids) :].clone()
             if self.stream is None:
                 self.stream = streams.new_zeros(self.n_slots, self.params.max_tokens, streams.shape[-1])
+        fresh = fresh.repeat_interleave(self.k, dim=0)
         return fresh if logits is None else torch.cat([logits, fresh])
-
-    def _prefill(self, batch: Sequence[EncodedPrompt]) -> Tensor:
-        from transformers import DynamicCache
-
-        model = self.model
-        ids, mask = left_pad([p.ids for p in batch], self.tokenizer.pad_token_id, model.device)
-        lengths = [len(p.ids) for p in batch]
-        steered = mask_positions(model.token_mask, lengths, [p.segments for p in batch], ids.shape[1], model.device)
-        with model.prefill(steered), model.rows([p.policy for p in batch]):
-            out = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions_from_mask(mask),
-                past_key_values=DynamicCache(),  # whole keys and values also where attention slides
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        self.cache.join(out.past_key_values, lengths, self.k)
-        return out.logits[:, -1].repeat_interleave(self.k, dim=0)
 
     def _draw(self, logits: Tensor) -> list[int]:
         """Sample one token a row; returns the slots that are finished."""
@@ -239,10 +236,10 @@ class _Decoder:
         return logits
 
     def _step(self) -> Any:
-        return self.model(
-            input_ids=self.last[: self.cache.n_rows, None],
-            attention_mask=self.cache.attention_mask(),
-            position_ids=self.cache.position_ids(),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        with shared_attention(self.model.base) if self.shared else nullcontext():
+            return self.model(
+                input_ids=self.last[: self.cache.n_rows, None],
+                past_key_values=self.cache,
+                use_cache=True,
+                **self.cache.inputs(),
+            )

@@ -42,8 +42,11 @@ def saved_for_backward(model: SteeredModel, ids: Tensor, pad_id: int) -> Saved:
     Args:
         ids: [n] some token ids, repeated as needed.
     """
+    lowest = {p: model.points_of(p) for p in range(model.policies)}
+    # Of several policies the one whose gradient reaches lowest: it keeps most.
+    policy = min(lowest, key=lambda p: lowest[p][0].layer if lowest[p] else model.n_layers)
     rows = [ids.repeat(1 + length // len(ids))[:length][None] for length in PROBES]
-    saved = [_saved_bytes(model, partial(_whole_pass, model, row)) for row in rows]
+    saved = [_saved_bytes(model, partial(_whole_pass, model, row, policy)) for row in rows]
     short, long = PROBES
     square = max(0.0, (saved[1] / long - saved[0] / short) / (long - short))
     own = saved[1] / long - square * long
@@ -51,7 +54,7 @@ def saved_for_backward(model: SteeredModel, ids: Tensor, pad_id: int) -> Saved:
     if not has_running_state(model.base):
         tokens = rows[1][0].tolist()
         segments = (model.token_mask.segment or "",) * (long - short)
-        group = Branches(tokens[:-short], [tokens[-short - 1 :], tokens[-short - 1 :]], segments)
+        group = Branches(tokens[:-short], [tokens[-short - 1 :], tokens[-short - 1 :]], segments, policy=policy)
         prompt = long - short
         both = _saved_bytes(model, lambda: predicting_states(model, [group], pad_id))
         expected = own * (prompt + 2 * short) + square * (prompt**2 + 2 * short * long)
@@ -59,8 +62,8 @@ def saved_for_backward(model: SteeredModel, ids: Tensor, pad_id: int) -> Saved:
     return Saved(own, square, shared)
 
 
-def _whole_pass(model: SteeredModel, row: Tensor) -> Tensor:
-    with model.applied(positions=torch.ones_like(row, dtype=torch.bool)):
+def _whole_pass(model: SteeredModel, row: Tensor, policy: int) -> Tensor:
+    with model.applied(positions=torch.ones_like(row, dtype=torch.bool)), model.rows([policy]):
         return model.hidden_states(row, torch.ones_like(row))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steerkit.errors import SteerkitError
 from steerkit.types import Example, RolloutGroup
@@ -67,6 +67,11 @@ class SamplingParams:
 class Sampler(ABC):
     """Draws K completions of each prompt from the steered model, without gradients."""
 
+    exact: bool = True
+    """False: it draws from an approximation of the policy, and its log-probabilities are that one's; the update then
+    weighs each token by importance.
+    """
+
     @abstractmethod
     def stream(
         self,
@@ -109,18 +114,47 @@ def draw_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tens
         (ids [R], log-probabilities [R] in nats, fp32, of the whole distribution at this temperature: top_k and top_p
         choose from it and do not change it).
     """
-    temperature = params.temperature
-    scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
-    log_probs = torch.log_softmax(scaled, dim=-1)
-    if temperature == 0:
+    scaled = logits.float() if params.temperature in (0, 1) else logits.float() / params.temperature
+    if params.temperature == 0:
         ids = scaled.argmax(dim=-1)
-    else:
-        probabilities = _truncated(log_probs.exp(), params.top_k, params.top_p)
-        cdf = probabilities.cumsum(dim=-1)
-        # Scaling u by the last entry takes out the rounding of the sum; right=True never picks a zero-probability id.
-        target = (u.to(cdf.dtype).clamp(max=1 - 2**-24) * cdf[:, -1]).unsqueeze(-1)
-        ids = torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
-    return ids, log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        return ids, torch.log_softmax(scaled, dim=-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    top = scaled.amax(dim=-1, keepdim=True)
+    weights = (scaled - top).exp_()
+    total = weights.sum(dim=-1, dtype=_wide(logits.device))
+    drawn_from = _truncated(weights, params.top_k, params.top_p)
+    ids = _inverse(drawn_from, u)
+    chosen = scaled.gather(-1, ids.unsqueeze(-1)) - top
+    return ids, chosen.squeeze(-1) - total.log().float()
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    """The precision of sums over the vocabulary."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+_BLOCK = 256
+
+
+def _inverse(weights: Tensor, u: Tensor) -> Tensor:
+    """[R] ids by the inverse of the cumulative sum of ``weights`` [R, V] (not normalised) at ``u`` [R].
+
+    Two levels: the sums of blocks say which block, a cumulative sum inside it which token. So no sum is as long as the
+    vocabulary, and rounding is that of short sums in double precision.
+    """
+    rows, size = weights.shape
+    if size % _BLOCK:
+        weights = nn.functional.pad(weights, (0, -size % _BLOCK))
+    blocks = weights.view(rows, -1, _BLOCK)
+    ends = blocks.sum(dim=-1, dtype=_wide(u.device)).cumsum(dim=-1)  # [R, V / 256]
+    # Scaling u by the last entry takes out the rounding of the sum; right=True never picks a zero-probability id.
+    target = (u.to(ends.dtype).clamp(max=1 - 2**-24) * ends[:, -1]).unsqueeze(-1)
+    block = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[-1] - 1)
+    before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    inside = blocks[torch.arange(rows, device=u.device), block.squeeze(-1)].to(ends.dtype).cumsum(dim=-1)
+    # Up to rounding the target lies below the block's own sum: never behind its last token of positive weight.
+    target = torch.minimum(target - before, torch.nextafter(inside[:, -1:], torch.zeros_like(before)))
+    within = torch.searchsorted(inside, target, right=True)
+    return (block * _BLOCK + within).squeeze(-1).clamp_(max=size - 1)
 
 
 def _truncated(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from steerkit.rollouts.slots import moves_to_front
+
 
 class SlabLayer(DynamicLayer):
     """One layer's keys and values, [rows, heads, columns, head width], allocated at the first prefill."""
@@ -52,6 +54,11 @@ class SlabCache(Cache):
         self.low = self.column = self.first_column = column
         self.starts = torch.zeros(max_rows, dtype=torch.long, device=device)
 
+    @property
+    def free_prompts(self) -> int:
+        """Prompts that may join, as far as prompts go: as many as there are rows for."""
+        return self.max_rows
+
     def join(self, prompts: Cache, lengths: Sequence[int], k: int) -> None:
         """Add k rows for each prefilled prompt.
 
@@ -82,17 +89,8 @@ class SlabCache(Cache):
         Returns:
             (from, to) of each row that moved.
         """
-        gone, moves = set(slots), []
-        end = self.n_rows
-        for slot in sorted(gone):
-            end -= 1
-            while end in gone and end > slot:
-                end -= 1
-            if end > slot:
-                moves.append((end, slot))
-            else:
-                break
-        self.n_rows -= len(gone)
+        moves = moves_to_front(slots, self.n_rows)
+        self.n_rows -= len(set(slots))
         if moves:
             source, target = (torch.tensor(side, device=self.device) for side in zip(*moves, strict=True))
             for layer in self.layers:
@@ -103,14 +101,11 @@ class SlabCache(Cache):
         self._settle()
         return moves
 
-    def attention_mask(self) -> Tensor:
-        """[n, columns in use + the one being written] of 0 and 1."""
+    def inputs(self) -> dict[str, Tensor | None]:
+        """What the next forward pass takes beside the tokens."""
         columns = torch.arange(self.low, self.column + 1, device=self.device)
-        return (columns >= self.starts[: self.n_rows, None]).long()
-
-    def position_ids(self) -> Tensor:
-        """[n, 1] of the token that is being written."""
-        return (self.column - self.starts[: self.n_rows])[:, None]
+        starts = self.starts[: self.n_rows, None]
+        return {"attention_mask": (columns >= starts).long(), "position_ids": self.column - starts}
 
     def advance(self) -> None:
         """The next column; what no row needs is given up when the last one is reached."""

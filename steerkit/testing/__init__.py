@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steerkit.testing.analyzers import check_analyzer
     from steerkit.testing.datasets import check_dataset
+    from steerkit.testing.exporters import check_exporter
     from steerkit.testing.objectives import check_objective
     from steerkit.testing.rewards import check_reward
     from steerkit.testing.samplers import check_sampler, tiny_tokenizer
@@ -34,6 +35,7 @@ __all__ = [
     "TOLERANCE",
     "check_analyzer",
     "check_dataset",
+    "check_exporter",
     "check_intervention",
     "check_model_contract",
     "check_objective",
@@ -48,6 +50,7 @@ __all__ = [
 _HOME = {
     "check_analyzer": "steerkit.testing.analyzers",
     "check_dataset": "steerkit.testing.datasets",
+    "check_exporter": "steerkit.testing.exporters",
     "check_objective": "steerkit.testing.objectives",
     "check_reward": "steerkit.testing.rewards",
     "check_sampler": "steerkit.testing.samplers",

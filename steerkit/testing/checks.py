@@ -20,6 +20,7 @@ CONTRACTS = {
     "objectives": "steerkit.testing.objectives:objective_checks",
     "samplers": "steerkit.testing.samplers:sampler_checks",
     "analyzers": "steerkit.testing.analyzers:analyzer_checks",
+    "exporters": "steerkit.testing.exporters:exporter_checks",
 }
 """Plugin kind -> the function ``(target, **settings) -> list[Check]``; a kind that is not here has no contract yet."""
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 
-from steerkit.errors import SteerkitError
+from steerkit.errors import NotFinite, SteerkitError
+from steerkit.files import ensure_folder
 from steerkit.training.checkpoints import KEPT, checkpoint_path, checkpoints
+from steerkit.training.logs import MetricsFile
+from steerkit.training.members import Member, member_dir
 from steerkit.training.module import SteeringModule
 
 log = logging.getLogger(__name__)
@@ -20,16 +23,19 @@ log = logging.getLogger(__name__)
 class VectorWriter(Callback):
     """Keeps ``run_dir`` up to date with what is trained: every ``every`` steps, at the end, and when a run breaks.
 
-    A step with a loss or gradient that isn't finite never reaches the parameters, so what is written is good.
+    A step with a loss or gradient that isn't finite never reaches the parameters. A step whose result breaks the model
+    (``NotFinite``) is taken back. So what is written last is good.
     """
 
     def __init__(self, run_dir: str | Path, receipts: Callable[[], dict[str, Any]], every: int = 20) -> None:
         self.run_dir, self.receipts, self.every = Path(run_dir), receipts, every
 
-    def _write(self, module: L.LightningModule) -> None:
-        steering = cast(SteeringModule, module)
+    def _write(self, module: L.LightningModule, undone: int = 0) -> None:
+        steering, receipts = cast(SteeringModule, module), self.receipts()
         if steering.loaded is not None:
-            steering.save_trained(self.run_dir, self.receipts())
+            steering.save_trained(
+                self.run_dir, receipts | {"steps": receipts["steps"] - undone} if undone else receipts
+            )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -42,9 +48,10 @@ class VectorWriter(Callback):
             self._write(pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.is_global_zero and can_save(trainer, pl_module):
+        undone = isinstance(exception, NotFinite) and cast(SteeringModule, pl_module).run_state.undo_step()
+        if trainer.is_global_zero and (undone or can_save(trainer, pl_module)):
             try:
-                self._write(pl_module)
+                self._write(pl_module, int(undone))
             except SteerkitError as error:  # what broke the run is to be told, not this
                 log.warning("The vector of step %d is not saved: %s", trainer.global_step, error)
 
@@ -107,6 +114,38 @@ class RunCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             for old in checkpoints(self.folder)[self.keep :]:
                 old.unlink(missing_ok=True)
+
+
+class MemberFiles(Callback):
+    """``metrics.csv`` of each policy of a sweep, in its folder."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.run_dir = Path(run_dir)
+        self._files: list[MetricsFile] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        members = cast(SteeringModule, pl_module).members
+        self._files = [
+            MetricsFile(ensure_folder(member_dir(self.run_dir, member))) for member in members if member.name
+        ]
+
+    def go_on_from(self, members: Sequence[Member], step: int, validation_due: bool) -> None:
+        """See ``MetricsFile.go_on_from``."""
+        for member in members:
+            if member.name:
+                MetricsFile(member_dir(self.run_dir, member)).go_on_from(step, validation_due)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for file, metrics in zip(self._files, cast(SteeringModule, pl_module).member_metrics, strict=False):
+            file.log_metrics(metrics, trainer.global_step - 1)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        found = cast(SteeringModule, pl_module).member_accuracy.take("val")
+        if trainer.state.fn == "fit":
+            for file, metrics in zip(self._files, found, strict=False):
+                file.log_metrics(metrics, trainer.global_step - 1)
 
 
 class SteeringProgressBar(RichProgressBar):

@@ -58,6 +58,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise SteerkitError(f"No checkpoint {place}.") from None
     except Exception as error:  # zipfile, torch and the unpickler raise a dozen kinds
         reason = " ".join(str(error).split())[:160] or type(error).__name__
+        if "Weights only load failed" in reason:  # torch goes on with how to run what is in it
+            reason = "it holds other things than tensors and plain values"
         raise SteerkitError(f"The checkpoint {place} is damaged, or none ({reason}).") from None
     return content
 
@@ -100,7 +102,8 @@ class CheckpointFiles(CheckpointIO):
         Raises:
             SteerkitError: if the disk refuses; earlier checkpoints stay.
         """
-        with atomic_path(path) as temporary, temporary.open("wb", buffering=0) as file:
+        # Buffered: a write to the bare file may take a part of the bytes only, which torch would not notice.
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:  # torch's zip writer hides the system's error
@@ -159,12 +162,25 @@ def loops_at_step_end(loops: dict[str, Any], step: int, epoch_length: float, val
     validation = fit["epoch_loop.val_loop.batch_progress"]
     begun = int(validation_due)
     for name, count in (("total", step), ("current", step - earlier)):
-        batches[name] = {"ready": count, "completed": max(count - 1, 0), "started": count, "processed": count}
+        # One less, also than none (a new epoch's first batch has begun): Lightning adds one when it starts again.
+        batches[name] = {"ready": count, "completed": count - 1, "started": count, "processed": count}
         optimizer[name] = {"ready": count, "completed": count}
         batches["is_last_batch"] = count >= epoch_length
         validation[name] = {"ready": begun, "completed": 0, "started": begun, "processed": 0}
     if math.isinf(epoch_length):
         for progress in (fit["epoch_progress"]["total"], fit["epoch_progress"]["current"]):
             progress |= {"processed": progress["ready"] - 1, "completed": progress["ready"] - 1}
-    # Lightning adds one when it starts again, and one after a validation.
+    # Here it adds one when it starts again, and one after a validation.
     fit["epoch_loop.state_dict"] = {"_batches_that_stepped": step - 1 - begun}
+
+
+def check_same_keys(saved: set[str], ours: set[str]) -> None:
+    """
+    Raises:
+        SteerkitError: if a checkpoint does not hold what is trained.
+    """
+    if saved != ours:
+        raise SteerkitError(
+            f"The checkpoint holds {', '.join(sorted(saved))}, this config trains {', '.join(sorted(ours))}: "
+            "use the config in the run's folder."
+        )

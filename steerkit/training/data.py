@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
 import torch
@@ -17,6 +18,9 @@ from steerkit.errors import DataError, SteerkitError
 from steerkit.rollouts import EncodedPrompt
 from steerkit.training.distributed import Processes
 from steerkit.types import Example
+
+if TYPE_CHECKING:
+    from steerkit.training.module import SteeringModule
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,25 @@ class StepBatches(Sampler[list[int]]):
             random.Random(f"{self.seed}/{epoch}").shuffle(order)
             self._cached = (epoch, order)
         return self._cached[1][offset]
+
+
+class SideBySide(Sampler[list[int]]):
+    """Batches of a sweep: those of each policy, one behind the other.
+
+    Args:
+        parts: the batches of each policy.
+        n_items: problems; policy p's stand from p x ``n_items`` on.
+    """
+
+    def __init__(self, parts: Sequence[StepBatches], n_items: int) -> None:
+        self.parts, self.n_items = parts, n_items
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batches in zip(*self.parts, strict=True):
+            yield [number * self.n_items + item for number, items in enumerate(batches) for item in items]
 
 
 def screened(examples: list[Example], path: str) -> list[Example]:
@@ -189,16 +212,25 @@ class PromptDataModule(L.LightningDataModule):
             n_batches = trainer.max_steps
         processes = self._processes()
         self.check_shares(processes.shares)
-        batches = StepBatches(
-            len(prompts),
-            self.prompts_per_step,
-            n_batches,
-            self.seed,
-            lambda: trainer.global_step,
-            processes.rank if processes.shares > 1 else 0,
-            processes.shares,
-        )
-        return self._loader(prompts, batches)
+        members = cast("SteeringModule", trainer.lightning_module).members
+        if len(members) > 1 and processes.size > 1:
+            raise SteerkitError("A sweep runs on one device: set trainer.devices to 1, or run its parts as runs.")
+        batches = [
+            StepBatches(
+                len(prompts),
+                self.prompts_per_step,
+                n_batches,
+                int(member.axes.get("seed", self.seed)),
+                lambda: trainer.global_step,
+                processes.rank if processes.shares > 1 else 0,
+                processes.shares,
+            )
+            for member in members
+        ]
+        if len(members) == 1:
+            return self._loader(prompts, batches[0])
+        tagged = [replace(prompt, policy=number) for number in range(len(members)) for prompt in prompts]
+        return self._loader(tagged, SideBySide(batches, len(prompts)))
 
     def check_shares(self, shares: int) -> None:
         """Refuse a number of processes that can't have equal parts of a step's problems.

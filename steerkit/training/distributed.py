@@ -185,7 +185,7 @@ def _peers() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:  # gloo: the connection is closed; NCCL: aborted, or timed out
         raise PeerLost(
             "Another process of this run ended without a word (killed? out of memory?): training stopped, go on from "
-            f"the latest checkpoint with --ckpt_path last ({' '.join(str(error).split())[:120]})."
+            f"the latest checkpoint with --ckpt_path last ({' '.join(str(error).split())[:160]})."
         ) from error
 
 

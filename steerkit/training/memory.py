@@ -60,7 +60,10 @@ class Budget:
     def __init__(self, gigabytes: float | None = None) -> None:
         budget_bytes(gigabytes, torch.device("cpu"))
         self.gigabytes = gigabytes
-        self._saved: Saved | None = None
+        self.saved: Saved | None = None
+        """As measured before the first update. A resumed run takes it from the checkpoint: where tokens are routed to
+        experts, a measurement need not repeat itself.
+        """
 
     def keeping(
         self, model: SteeredModel, prompts: Sequence[EncodedPrompt], k: int, params: SamplingParams
@@ -79,12 +82,12 @@ class Budget:
         self, model: SteeredModel, prompts: Sequence[EncodedPrompt], max_tokens: int, pad_id: int, most: int
     ) -> int:
         """Padded tokens of a micro-batch whose activations stay within the budget, at most ``most``."""
-        if self._saved is None:
+        if self.saved is None:
             ids = torch.tensor(prompts[0].ids, device=model.device)
-            self._saved = saved_for_backward(model, ids, pad_id)
+            self.saved = saved_for_backward(model, ids, pad_id)
         longest = max(len(prompt.ids) for prompt in prompts) + max_tokens
         rest = (1 - KEPT_SHARE) * budget_bytes(self.gigabytes, model.device)
-        return min(most, tokens_within(self._saved, rest, longest))
+        return min(most, tokens_within(self.saved, rest, longest))
 
 
 def sample(
@@ -123,6 +126,7 @@ def add_gradients(
     micro_batch_tokens: int,
     backward: Callable[[Tensor], None],
     retry: bool = True,
+    importance_cap: float | None = None,
 ) -> tuple[UpdateStats, int]:
     """``accumulate_gradients`` into empty gradients, with half the ``micro_batch_tokens`` each time that they are too
     many; also the number that worked.
@@ -133,7 +137,7 @@ def add_gradients(
 
     def attempt(tokens: int) -> UpdateStats:
         return accumulate_gradients(
-            model, objective, groups, advantages, n_tokens, pad_id, temperature, tokens, backward
+            model, objective, groups, advantages, n_tokens, pad_id, temperature, tokens, backward, importance_cap
         )
 
     # A micro-batch holds one completion at least: below its length nothing gets smaller.

@@ -46,6 +46,10 @@ class StepTable:
         shape = scores.total.shape
         return cls(tuple(columns), torch.stack([column.reshape(shape) for column in columns.values()]))
 
+    def pick(self, groups: Sequence[int]) -> StepTable:
+        """The table of some of the groups."""
+        return StepTable(self.names, self.values[:, list(groups)])
+
     def __getitem__(self, name: str) -> Tensor:
         """[G, K] float64."""
         return self.values[self.names.index(name)]
@@ -110,3 +114,15 @@ def step_metrics(table: StepTable, advantages: Tensor, model: SteeredModel) -> d
         squares = sum(float(p.detach().square().sum()) for p in intervention.parameters())
         metrics[f"vector/norm/{point}"] = squares**0.5
     return metrics
+
+
+def mean_metrics(members: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the policies of a sweep, of what all of them have (each has its own file for the rest)."""
+    if len(members) == 1:
+        return members[0]
+    shared = [name for name in members[0] if all(name in other for other in members)]
+    return {
+        name: sum(member[name] for member in members) / len(members)
+        for name in shared
+        if not name.startswith("vector/")
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,38 +13,47 @@ import lightning as L
 import torch
 
 from steerkit import registry
-from steerkit.baselines import WeightAdapter
 from steerkit.datasets import PromptTemplate
-from steerkit.errors import SteerkitError, TrainingError
+from steerkit.errors import SteerkitError
 from steerkit.evaluation import AvgAtK
 from steerkit.evaluation.arms import correct_table, judge_groups, sample_records
 from steerkit.models import LoadedModel, fingerprint, load_model
 from steerkit.rewards import Rubric, Verifiable
 from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams, encode_prompts, fold_seed, without_streams
-from steerkit.training import memory
+from steerkit.training import memory, saving
+from steerkit.training.checkpoints import check_same_keys
 from steerkit.training.distributed import Processes
-from steerkit.training.metrics import StepTable, step_metrics
-from steerkit.training.policy import build_policy, parameter_groups
+from steerkit.training.members import (
+    Member,
+    MemberAccuracy,
+    Sweep,
+    accuracy_key,
+    build_members,
+    optimizer_groups,
+    together,
+    trained,
+)
+from steerkit.training.metrics import StepTable, mean_metrics, step_metrics
+from steerkit.training.parity import check_parity
 from steerkit.training.recovery import stops
 from steerkit.training.sharding import check_shardable, loading_device, shard, spreads
 from steerkit.training.state import RunState
 from steerkit.training.step import clip_gradients
 from steerkit.types import Example, RolloutGroup
-from steerkit.vectors import SteeringVector, VectorMetadata
+from steerkit.vectors import SteeringVector
 
 PREFIXES = ("policy.steering.", "policy.adapter.")
 """State-dict keys of what is trained; the base's weights are never in a checkpoint."""
 
-PARITY = {True: 0.05, False: 0.5}
-"""Largest difference (nats) of a token's log-probability between sampler and trainer: fp32 base, 16-bit base."""
-
+IMPORTANCE_CAP = 2.0
+"""Largest importance weight of a token of an approximate rollout (verl's default for truncated importance sampling)."""
 
 IN_THE_BAR = ("reward", "accuracy", "length", "tok/s")
 """Metrics that the progress bar shows."""
 
 
 class SteeringModule(L.LightningModule):
-    """On-policy RL of steering vectors (mission: one optimiser step a batch).
+    """On-policy RL of steering vectors, one optimiser step a batch.
 
     Args:
         base: plugin of group ``steerkit.models``, local folder, or hub id.
@@ -57,6 +67,7 @@ class SteeringModule(L.LightningModule):
             the token.
         vector: folder of a steering vector to start from (or to validate); replaces ``intervention``, ``layers``,
             ``site``.
+        sweep: several policies in one run, as rows of one batch.
         lr: AdamW's learning rate, or ``{default: 0.05, layers.5.output: 0.5}``: late layers need 10 to 100 times more.
         weight_decay: AdamW's; it would pull the vector back to the base.
         warmup_steps: linear warm-up; constant afterwards.
@@ -67,7 +78,7 @@ class SteeringModule(L.LightningModule):
         samples_per_prompt: K, at least 2 (the other K - 1 are the baseline).
         temperature: of the rollouts; the trained policy is the one at this temperature.
         max_tokens: length limit of a completion; a cut-off one counts as wrong.
-        prompt: how a problem is put to the model.
+        template: how a problem is put to the model.
         micro_batch_tokens: padded tokens in one forward and backward pass, at most.
         memory_budget: GB that a step's activations may take (1 GB = 10^9 bytes); default: 2 on a CPU, a quarter of an
             accelerator's memory.
@@ -86,6 +97,7 @@ class SteeringModule(L.LightningModule):
         site: str | None = None,
         token_mask: str = "all",
         vector: str | None = None,
+        sweep: Sweep = Sweep(),  # noqa: B008 (frozen)
         lr: float | dict[str, float] = 0.05,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
@@ -96,7 +108,7 @@ class SteeringModule(L.LightningModule):
         samples_per_prompt: int = 16,
         temperature: float = 1.0,
         max_tokens: int = 128,
-        prompt: PromptTemplate = PromptTemplate(),  # noqa: B008 (frozen)
+        template: PromptTemplate = PromptTemplate(),  # noqa: B008 (frozen)
         micro_batch_tokens: int = 16384,
         memory_budget: float | None = None,
         validation_temperatures: list[float] = [0.0, 1.0],  # noqa: B006 (never changed; the CLI shows the default)
@@ -117,7 +129,8 @@ class SteeringModule(L.LightningModule):
         self.settings: Any = self.hparams
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the interventions only
-        self.prompt = prompt
+        self.template, self.sweep = template, sweep
+        self.members: list[Member] = []
         self.params = SamplingParams(temperature, max_tokens)
         self.objective = registry.build("objectives", objective)
         self.sampler: Sampler = registry.build("samplers", sampler)
@@ -125,15 +138,17 @@ class SteeringModule(L.LightningModule):
         judges = (self.rubric[name] for name in self.rubric.names)
         self.judge = next((reward for reward in judges if isinstance(reward, Verifiable)), None) or Verifiable()
         self.loaded: LoadedModel | None = None
-        self.run_state = RunState(self.rubric, micro_batch_tokens)
         self.budget = memory.Budget(memory_budget)
+        self.run_state = RunState(self.rubric, micro_batch_tokens, self.budget)
         self.last_groups: list[RolloutGroup] = []
         self.last_verdicts: Any = None
         self.processes = Processes()
         self._validated_at = -1
-        self._is_spread = False
-        # A ModuleDict, so that Lightning finds the metrics and moves them; keys may not hold a dot.
-        self.accuracy_at = torch.nn.ModuleDict({_key(t): AvgAtK() for t in validation_temperatures})
+        self._is_spread = self._probed = False
+        # A ModuleDict, so that Lightning finds the metrics and moves them; a sweep's members have theirs beside it.
+        self.accuracy_at = torch.nn.ModuleDict({accuracy_key(t): AvgAtK() for t in validation_temperatures})
+        self.member_metrics: list[dict[str, float]] = []
+        self.member_accuracy = MemberAccuracy()
 
     # -- the model
 
@@ -149,9 +164,9 @@ class SteeringModule(L.LightningModule):
                 layout=options.layout,
             )
             self.fingerprint = fingerprint(loaded.base)
-            self.intervention_name, self.policy = build_policy(
-                loaded, options.intervention, options.layers, options.site, options.token_mask, options.vector
-            )
+            where = {name: options[name] for name in ("intervention", "layers", "site", "token_mask", "vector")}
+            self.intervention_name, self.members = build_members(loaded, self.sweep, where, options.seed, options.lr)
+            self.policy = together(self.members)
             self.loaded = loaded
         if spreads(self._trainer) and self._device_mesh is not None and not self._is_spread:
             check_shardable(self.policy, self.sampler)
@@ -165,51 +180,36 @@ class SteeringModule(L.LightningModule):
         return encode_prompts(
             self.loaded.base,
             self.loaded.tokenizer,
-            self.prompt,
+            self.template,
             examples,
             self.params.max_tokens,
             long_prompts,
             segments=self.policy.token_mask.segment is not None,
         )
 
-    def steering_vector(self, receipts: dict[str, Any] | None = None) -> SteeringVector:
+    def steering_vector(self, receipts: dict[str, Any] | None = None, member: int = 0) -> SteeringVector:
         """The current vector as a value, with what is known of its making.
+
+        Args:
+            member: which of a sweep's policies.
 
         Raises:
             SteerkitError: if a baseline that changes weights is trained: ``save_trained`` writes that.
         """
         self.configure_model()
-        assert self.loaded is not None
-        if self.policy.adapter is not None:
-            raise SteerkitError(f"{self.intervention_name!r} changes weights: it is no steering vector.")
-        metadata = VectorMetadata(
-            model=self.loaded.name,
-            fingerprint=self.fingerprint,
-            d_model=self.policy.d_model,
-            n_layers=self.policy.n_layers,
-            receipts={"prompt": self.prompt.to_dict(), "max_tokens": self.params.max_tokens, **(receipts or {})},
-        )
-        return SteeringVector.from_interventions(
-            self.intervention_name, self.policy.interventions, metadata, self.policy.token_mask
-        )
+        return saving.steering_vector(self, receipts or {}, member)
 
     def save_trained(self, run_dir: Path, receipts: dict[str, Any]) -> Path:
-        """Write what was trained so far into the run's folder: ``vector/``, or a baseline's ``adapter/`` or
-        ``model/``.
+        """Write what was trained so far into the run's folder: ``vector/``, a baseline's ``adapter/`` or ``model/``, or
+        ``sweep/NAME/vector/`` for each policy of a sweep.
         """
         self.configure_model()
-        assert self.loaded is not None
-        adapter = cast(WeightAdapter | None, self.policy.adapter)
-        if adapter is None:
-            return self.steering_vector(receipts).save_pretrained(run_dir / "vector")
-        folder = run_dir / adapter.folder
-        adapter.save(folder, self.loaded.base, self.loaded.tokenizer, self.loaded.name)
-        return folder
+        return saving.save_trained(self, run_dir, receipts)
 
     # -- training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = parameter_groups(self.policy, self.settings.lr)
+        groups = list(optimizer_groups(self.members))
         return torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
 
     def on_fit_start(self) -> None:
@@ -236,41 +236,48 @@ class SteeringModule(L.LightningModule):
         assert self.loaded is not None
         self.run_state.begin_step()
         processes, began = self.processes, time.perf_counter()
+        k, pad_id = self.settings.samples_per_prompt, self.loaded.tokenizer.pad_token_id
+        seeds = [fold_seed(member.seed, self.global_step) for member in self.members]
+        batch = [replace(prompt, seed=seeds[prompt.policy]) for prompt in batch]
         with processes.phase():
-            groups = memory.sample(
-                self.sampler,
-                self.policy,
-                self.loaded.tokenizer,
-                batch,
-                self.settings.samples_per_prompt,
-                self.budget.keeping(self.policy, batch, self.settings.samples_per_prompt, self.params),
-                fold_seed(self.settings.seed, self.global_step),
-                retry=not processes.mirrored,
-            )
+            params = self.budget.keeping(self.policy, batch, k, self.params)
+            if not self._probed:
+                stops.hold()  # the probe steers at random: nothing may be saved before it has put the policy back
+                check_parity(self.policy, self.sampler, self.loaded.tokenizer, batch, params)
+                self._probed = True
+                stops.release()
+            retry = not processes.mirrored
+            groups = memory.sample(self.sampler, self.policy, self.loaded.tokenizer, batch, k, params, seeds[0], retry)
             sampled = time.perf_counter()
             scores = self.rubric.score(groups)
             own = StepTable.of(groups, scores)
         table = StepTable(own.names, processes.gathered(own.values, dim=1))
+        # A sweep runs in one process, so there the table's groups are those that were sampled here.
+        owners = [[g for g, group in enumerate(groups) if group.policy == p] for p in range(len(self.members))]
+        tables = [table] if len(self.members) == 1 else [table.pick(own) for own in owners]
         judged = time.perf_counter()
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         optimizer.zero_grad()
         # Under DDP each backward would average over the processes: the sum is made once, by hand.
         with processes.phase(), getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
+            for member, part in zip(self.members, tables, strict=True):
+                self.run_state.check_samples(part["log_prob"], member.name)
             advantages = self.objective.advantages(table.rewards, table.valid)
-            pad_id, most = self.loaded.tokenizer.pad_token_id, self.run_state.micro_batch_tokens
+            most = self.run_state.micro_batch_tokens
             tokens = self.budget.micro_batch_tokens(self.policy, batch, self.params.max_tokens, pad_id, most)
             stats, fitted = memory.add_gradients(
                 self.policy,
                 self.objective,
                 groups,
                 advantages[torch.tensor(processes.deal(range(len(advantages))))],
-                table.n_tokens,
+                [part.n_tokens for part in tables],
                 pad_id,
                 self.params.temperature,
                 tokens,
                 self.manual_backward,
-                retry=not processes.mirrored,
+                retry=retry,
+                importance_cap=None if self.sampler.exact else IMPORTANCE_CAP,
             )
         if fitted < tokens:
             self.run_state.micro_batch_tokens = fitted
@@ -278,20 +285,24 @@ class SteeringModule(L.LightningModule):
         processes.add_gradients(parameters)
         (loss,), (gap,) = processes.total(stats.loss), processes.largest(stats.logprob_gap)
         with processes.phase():  # the same numbers in each of them: one says it for all
-            self._check_parity(gap)
-            norm = clip_gradients(parameters, self.settings.grad_clip)
+            norms = [clip_gradients(trained(member.policy), self.settings.grad_clip) for member in self.members]
         warm = min(1.0, (self.global_step + 1) / max(1, self.settings.warmup_steps))
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * warm
         stops.hold()  # until the step's metrics are on disk
-        self.run_state.begin_update()
+        self.run_state.begin_update(parameters)
         optimizer.step()
         done = time.perf_counter()
         self.run_state.end_step(self.global_step, table.n_tokens, done - began)
         self.last_groups, self.last_verdicts = [without_streams(group) for group in groups], scores.verdicts
-        metrics = step_metrics(table, advantages, self.policy) | {
+        rows = [slice(None)] if len(self.members) == 1 else owners
+        self.member_metrics = [
+            step_metrics(part, advantages[row], member.policy) | {"grad_norm": norm}
+            for part, row, member, norm in zip(tables, rows, self.members, norms, strict=True)
+        ]
+        metrics = mean_metrics(self.member_metrics) | {
+            **stats.importance,
             "loss": loss,
-            "grad_norm": norm,
             "logprob_gap": gap,
             "num_tokens": float(self.run_state.generated_tokens),
             "tokens_per_second": table.n_tokens / (sampled - began),
@@ -305,27 +316,25 @@ class SteeringModule(L.LightningModule):
             values = {name: value for name, value in metrics.items() if (name in IN_THE_BAR) == shown}
             self.log_dict(values, prog_bar=shown, batch_size=len(batch))
 
-    def _check_parity(self, gap: float) -> None:
-        if self.global_step == 0 and gap > PARITY[self.policy.dtype == torch.float32]:
-            raise TrainingError(
-                f"Sampler and trainer disagree: log-probabilities of the same tokens differ by {gap:.3g} "
-                "nats. The model's cached or padded decoding is not its full pass; try another dtype or sampler."
-            )
-
     # -- validation, test, prediction
 
     def _accuracy_step(self, batch: list[EncodedPrompt], stage: str) -> None:
         assert self.loaded is not None
+        tagged = [replace(prompt, policy=p) for p in range(len(self.members)) for prompt in batch]
         for temperature in self.settings.validation_temperatures:
-            metric = cast(AvgAtK, self.accuracy_at[_key(temperature)])
+            metric = cast(AvgAtK, self.accuracy_at[accuracy_key(temperature)])
             params = SamplingParams(temperature, self.params.max_tokens)
             with self.processes.phase():
                 if batch:  # with more processes than problems some get none
                     groups = self.sampler.sample(
-                        self.policy, self.loaded.tokenizer, batch, 1, params, self.settings.seed
+                        self.policy, self.loaded.tokenizer, tagged, 1, params, self.settings.seed
                     )
-                    table = correct_table(judge_groups(self.judge, groups))
-                    metric.update(torch.as_tensor(table, device=self.device, dtype=torch.float32))
+                    table = torch.as_tensor(
+                        correct_table(judge_groups(self.judge, groups)), device=self.device, dtype=torch.float32
+                    )
+                    metric.update(table)
+                    if len(self.members) > 1:
+                        self.member_accuracy.update(temperature, table.reshape(len(self.members), len(batch)))
             self.log(f"{stage}/accuracy@T={temperature:g}", metric, on_epoch=True, prog_bar=True, batch_size=len(batch))
 
     def validation_step(self, batch: list[EncodedPrompt], batch_idx: int) -> None:
@@ -381,20 +390,11 @@ class SteeringModule(L.LightningModule):
         self.run_state.save(checkpoint, self.processes, length, self.validation_due)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = {key for key in checkpoint["state_dict"] if key.startswith(PREFIXES)}
-        ours = {key for key in self.state_dict() if key.startswith(PREFIXES)}
-        if saved != ours:
-            raise SteerkitError(
-                f"The checkpoint holds {', '.join(sorted(saved))}, this config trains {', '.join(sorted(ours))}: "
-                "use the config in the run's folder."
-            )
+        states = (checkpoint["state_dict"], self.state_dict())
+        check_same_keys(*({key for key in state if key.startswith(PREFIXES)} for state in states))
         self.run_state.load(checkpoint)
 
     def teardown(self, stage: str) -> None:
         stops.deferred = False
         self.rubric.close()
         self.judge.close()
-
-
-def _key(temperature: float) -> str:
-    return f"T{temperature:g}".replace(".", "_")

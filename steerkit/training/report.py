@@ -15,6 +15,7 @@ from steerkit.evaluation.arms import Arm, Evaluation, Progress, Protocol, evalua
 from steerkit.evaluation.openings import Opening, rank_openings
 from steerkit.evaluation.results import write_results
 from steerkit.training.data import PromptDataModule
+from steerkit.training.members import Member, member_dir
 from steerkit.training.module import SteeringModule
 from steerkit.training.policy import trained_parameters
 
@@ -79,33 +80,29 @@ def final_report(
         tuple(config.temperatures), config.k, settings.max_tokens, config.seed, sampler=settings.sampler
     )
     adapter = cast(WeightAdapter | None, module.policy.adapter)
-    vector = module.steering_vector() if adapter is None else None
-    parameters = [p for _, group in trained_parameters(module.policy) for p in group]
-    seconds = module.seconds_per_step
-    trained = {
-        "train_seed": settings.seed,
-        "lr": settings.lr if isinstance(settings.lr, float | int) else json.dumps(settings.lr),
-        "trainable_params": sum(p.numel() for p in parameters),
-        "optimizer_bytes": sum(2 * p.numel() * p.element_size() for p in parameters),  # AdamW: two moments
-        "seconds_per_step": median(seconds) if seconds else None,
-        "kept_aside_bytes": adapter.kept_aside_bytes() if adapter is not None else 0,
-    }
+    vectors = [] if adapter else [module.steering_vector(member=m) for m in range(len(module.members))]
     openings: list[Opening] = []
     arms = []
     for name in config.arms:
         if name == "base":
             arms.append(Arm("base"))
+        elif name == "steered" and adapter is not None:
+            arms.append(Arm("steered", facts=facts(module, module.members[0]), model=module.policy))
         elif name == "steered":
-            model = None if adapter is None else module.policy
-            arms.append(Arm("steered", vector, facts=trained, model=model))
+            arms += [
+                Arm(_named("steered", member), vector, facts=facts(module, member))
+                for member, vector in zip(module.members, vectors, strict=True)
+            ]
         elif name == "random":
-            if vector is None:
+            if not vectors:
                 log.warning("No random row: %s is no vector.", module.intervention_name)
-                continue
-            arms.append(Arm("random", vector.random_like(config.seed)))
+            arms += [
+                Arm(_named("random", member), vector.random_like(config.seed), facts={"sweep": dict(member.axes)})
+                for member, vector in zip(module.members, vectors, strict=bool(vectors))
+            ]
         else:
             validation = data.examples("validation")
-            openings = rank_openings(loaded, validation, protocol, module.prompt, config.openings, module.judge)
+            openings = rank_openings(loaded, validation, protocol, module.template, config.openings, module.judge)
             if not openings:
                 log.warning("No printable opening among the base's likeliest first tokens: no prefix row.")
                 continue
@@ -115,7 +112,7 @@ def final_report(
         arms,
         data.examples(config.split),
         protocol,
-        module.prompt,
+        module.template,
         data.split_name(config.split),
         progress,
         module.judge,
@@ -123,9 +120,44 @@ def final_report(
     extra: dict[str, Any] = {
         "steps": module.last_step,
         "intervention": module.intervention_name,
-        "vector_norms": vector.norms() if vector is not None else {},
+        "vector_norms": vectors[0].norms() if len(vectors) == 1 else {},
         "openings": [{"text": o.text, "probability": o.probability, "accuracy": o.accuracy} for o in openings],
     }
-    place = str(run_dir / (adapter.folder if adapter is not None else "vector"))
+    place = str(run_dir / (adapter.folder if adapter else "sweep" if module.sweep.on else "vector"))
     path = write_results(run_dir, evaluation, loaded.name, place, settings.seed, command, extra)
+    for member, vector in zip(module.members, vectors, strict=bool(vectors)):
+        if member.name:
+            folder = member_dir(run_dir, member)
+            own = Evaluation(*([x for x in part if _is_of(x["arm"], member)] for part in _parts(evaluation)))
+            norms = extra | {"vector_norms": vector.norms(), "sweep": dict(member.axes)}
+            write_results(folder, own, loaded.name, str(folder / "vector"), member.seed, command, norms)
     return Report(evaluation, openings, path)
+
+
+def facts(module: SteeringModule, member: Member) -> dict[str, Any]:
+    """The columns of a result row that tell how a policy was made."""
+    adapter = cast(WeightAdapter | None, module.policy.adapter)
+    parameters = [p for _, group in trained_parameters(member.policy) for p in group]
+    seconds = module.seconds_per_step
+    found = {
+        "train_seed": member.seed,
+        "lr": member.lr if isinstance(member.lr, float | int) else json.dumps(member.lr),
+        "trainable_params": sum(p.numel() for p in parameters),
+        "optimizer_bytes": sum(2 * p.numel() * p.element_size() for p in parameters),  # AdamW: two moments
+        "seconds_per_step": median(seconds) if seconds else None,  # in a sweep, of all its policies together
+        "kept_aside_bytes": adapter.kept_aside_bytes() if adapter is not None else 0,
+    }
+    return found | ({"sweep": dict(member.axes)} if member.name else {})
+
+
+def _named(arm: str, member: Member) -> str:
+    return f"{arm} {member.name}".rstrip()
+
+
+def _is_of(arm: str, member: Member) -> bool:
+    """Whether a row or sample belongs into a member's own results: its own arms, and those of the base."""
+    return arm in (_named("steered", member), _named("random", member), "base") or arm.startswith("prefix")
+
+
+def _parts(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    return evaluation.rows, evaluation.samples

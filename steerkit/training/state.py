@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from steerkit.errors import SteerkitError
+from steerkit.errors import NotFinite, SteerkitError
 from steerkit.rewards import Rubric
+from steerkit.rollouts.footprint import Saved
 from steerkit.training.checkpoints import loops_at_step_end, random_states, set_random_states
 from steerkit.training.distributed import Processes
+from steerkit.training.memory import Budget
 
 KEY = "steerkit"
 """Its place in a checkpoint."""
+MOST_KEPT = 2**24
+"""Numbers of which a copy is kept: all vectors have fewer, a model that is trained whole has more."""
 
 
 class RunState:
@@ -26,10 +32,11 @@ class RunState:
     Args:
         rubric: the rewards.
         micro_batch_tokens: as configured; it is halved when the device is out of memory.
+        budget: what decides, with it, how a step is split: the order of sums is part of the result.
     """
 
-    def __init__(self, rubric: Rubric, micro_batch_tokens: int) -> None:
-        self.rubric = rubric
+    def __init__(self, rubric: Rubric, micro_batch_tokens: int, budget: Budget) -> None:
+        self.rubric, self.budget = rubric, budget
         self.micro_batch_tokens = micro_batch_tokens
         self.step = 0
         """Optimiser steps made."""
@@ -37,6 +44,7 @@ class RunState:
         self.seconds_per_step: list[float] = []
         self.updating = False
         """Between two steps: what is in memory is neither the state before nor the one after."""
+        self._before: list[tuple[nn.Parameter, Tensor]] = []  # what is trained, as it was before the latest step
         self._step_start: dict[str, Any] | None = None
         self._outside: dict[str, Any] | None = None
         self._restored: list[dict[str, Any]] = []
@@ -48,8 +56,42 @@ class RunState:
         """Note what the step may change before it ends; a checkpoint of a broken step holds this."""
         self._step_start = self._own()
 
-    def begin_update(self) -> None:
+    def begin_update(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Before the optimiser changes ``parameters``."""
         self.updating = True
+        few = sum(parameter.numel() for parameter in parameters) <= MOST_KEPT
+        self._before = [(parameter, parameter.detach().clone()) for parameter in parameters] if few else []
+
+    def check_samples(self, log_probs: Tensor, policy: str = "") -> None:
+        """See that the model still gives probabilities. A loss of NaN would not tell: where every sample is as wrong
+        as the others there is no loss at all.
+
+        Args:
+            log_probs: of what was sampled, in the global batch.
+            policy: the name of a sweep's.
+
+        Raises:
+            NotFinite: in all processes.
+        """
+        if bool(log_probs.isfinite().all()):
+            return
+        self.updating = True  # no checkpoint of this
+        if self.step == 0:
+            raise NotFinite("The model's log-probabilities are not finite before any step: try another dtype.")
+        raise NotFinite(
+            f"After step {self.step} the model's log-probabilities are not finite{f' ({policy})' if policy else ''}: "
+            f"training stopped; the last good vector is kept. Try a smaller lr, from an earlier checkpoint or the "
+            f"beginning."
+        )
+
+    def undo_step(self) -> bool:
+        """Put what is trained back to where it was before the latest step; False where that is not known (no step in
+        this process, or too many numbers).
+        """
+        with torch.no_grad():
+            for parameter, value in self._before:
+                parameter.copy_(value)
+        return bool(self._before)
 
     def end_step(self, step: int, n_tokens: int, seconds: float) -> None:
         self.step = step
@@ -66,7 +108,8 @@ class RunState:
             set_random_states(self._outside)
 
     def _own(self) -> dict[str, Any]:
-        return {"random": random_states(), "rewards": copy.deepcopy(self.rubric.state_dict())}
+        saved = None if self.budget.saved is None else list(astuple(self.budget.saved))
+        return {"random": random_states(), "rewards": copy.deepcopy(self.rubric.state_dict()), "footprint": saved}
 
     # -- checkpoints
 
@@ -118,6 +161,8 @@ class RunState:
         if rank < len(self._restored):  # a run may go on with more processes than it had
             set_random_states(self._restored[rank]["random"])
             self.rubric.load_state_dict(self._restored[rank]["rewards"])
+            saved = self._restored[rank].get("footprint")
+            self.budget.saved = None if saved is None else Saved(*saved)
         self._restored = []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from steerkit.errors import TrainingError
 from steerkit.models.caching import has_running_state
 from steerkit.rollouts import Branches, completion_log_probs, completion_log_probs_and_entropies, micro_batches
+from steerkit.rollouts.acceleration import accelerated_update
 from steerkit.types import RolloutGroup
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class UpdateStats:
     """Rollouts that had an advantage; the others need no forward pass."""
     logprob_gap: float
     """Largest |trainer's - sampler's| log-probability of a token (nats): sampler and trainer must agree."""
+    importance: dict[str, float] = field(default_factory=dict)
+    """Of approximate rollouts: mean weight, effective share of the tokens, share of weights that were cut."""
 
 
 def accumulate_gradients(
@@ -42,6 +45,7 @@ def accumulate_gradients(
     temperature: float,
     micro_batch_tokens: int,
     backward: Callable[[Tensor], None] | None = None,
+    importance_cap: float | None = None,
 ) -> UpdateStats:
     """Add the gradient of the objective over all groups to the interventions' ``.grad``, micro-batch by micro-batch.
 
@@ -51,6 +55,8 @@ def accumulate_gradients(
             share the batch.
         temperature: the sampling temperature, by which the logits are divided.
         micro_batch_tokens: padded tokens in one forward and backward pass; bounds the memory.
+        importance_cap: weigh each token by min(pi_trainer / pi_sampler, cap): for rollouts of an approximate sampler
+            (truncated importance sampling). None: the rollouts are the policy's own.
         backward: Lightning's ``manual_backward``; default ``loss.backward()``.
 
     Raises:
@@ -62,43 +68,46 @@ def accumulate_gradients(
     chosen = [
         [k for k in range(len(group.rollouts)) if all_rows or advantages[g, k] != 0] for g, group in enumerate(groups)
     ]
-    total, gap = 0.0, 0.0
-    for batch in _micro_batches(model, groups, chosen, micro_batch_tokens):
-        part = [Branches.of(groups[g], picks) for g, picks in batch]
-        entropies = reference = None
-        if objective.needs_entropy:
-            log_probs, entropies = completion_log_probs_and_entropies(model, part, pad_id, temperature)
-        else:
-            log_probs = completion_log_probs(model, part, pad_id, temperature)
-        if objective.needs_reference:
-            with torch.no_grad(), model.disabled():
-                reference = completion_log_probs(model, part, pad_id, temperature)
-        picked = [(g, k) for g, picks in batch for k in picks]
-        rollouts = [groups[g].rollouts[k] for g, k in picked]
-        lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
-        weights = torch.stack([advantages[g, k] for g, k in picked])
-        per_token = weights.repeat_interleave(lengths).to(log_probs.device)
-        policies = torch.tensor([groups[g].policy for g, _ in picked])
-        loss = log_probs.new_zeros(())
-        for policy in sorted(set(policies.tolist())):
-            own = _Tokens(policies == policy, lengths, log_probs.device)
-            loss = loss + objective.loss(
-                own.of(log_probs),
-                own.of(per_token),
-                n_tokens if isinstance(n_tokens, int) else n_tokens[policy],
-                ref_logprobs=None if reference is None else own.of(reference),
-                entropies=None if entropies is None else own.of(entropies),
-            )
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"The loss is {value}: training stopped; the last good vector is kept. Try a smaller lr."
-            )
-        (backward or torch.Tensor.backward)(loss)
-        total += value
-        sampled = torch.tensor([x for rollout in rollouts for x in rollout.logprobs], device=log_probs.device)
-        gap = max(gap, float((log_probs.detach() - sampled).abs().max()))
-    return UpdateStats(total, sum(map(len, chosen)), gap)
+    total, gap, ratios = 0.0, 0.0, _Ratios()
+    with accelerated_update(model):
+        for batch in _micro_batches(model, groups, chosen, micro_batch_tokens):
+            part = [Branches.of(groups[g], picks) for g, picks in batch]
+            entropies = reference = None
+            if objective.needs_entropy:
+                log_probs, entropies = completion_log_probs_and_entropies(model, part, pad_id, temperature)
+            else:
+                log_probs = completion_log_probs(model, part, pad_id, temperature)
+            if objective.needs_reference:
+                with torch.no_grad(), model.disabled():
+                    reference = completion_log_probs(model, part, pad_id, temperature)
+            picked = [(g, k) for g, picks in batch for k in picks]
+            rollouts = [groups[g].rollouts[k] for g, k in picked]
+            lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
+            weights = torch.stack([advantages[g, k] for g, k in picked])
+            per_token = weights.repeat_interleave(lengths).to(log_probs.device)
+            sampled = torch.tensor([x for rollout in rollouts for x in rollout.logprobs], device=log_probs.device)
+            gap = max(gap, float((log_probs.detach() - sampled).abs().max()))
+            if importance_cap is not None:
+                per_token = per_token * ratios.weigh(log_probs.detach() - sampled, importance_cap)
+            policies = torch.tensor([groups[g].policy for g, _ in picked])
+            loss = log_probs.new_zeros(())
+            for policy in sorted(set(policies.tolist())):
+                own = _Tokens(policies == policy, lengths, log_probs.device)
+                loss = loss + objective.loss(
+                    own.of(log_probs),
+                    own.of(per_token),
+                    n_tokens if isinstance(n_tokens, int) else n_tokens[policy],
+                    ref_logprobs=None if reference is None else own.of(reference),
+                    entropies=None if entropies is None else own.of(entropies),
+                )
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"The loss is {value}: training stopped; the last good vector is kept. Try a smaller lr."
+                )
+            (backward or torch.Tensor.backward)(loss)
+            total += value
+    return UpdateStats(total, sum(map(len, chosen)), gap, ratios.metrics())
 
 
 def _micro_batches(
@@ -114,6 +123,32 @@ def _micro_batches(
         branches = [Branches.of(groups[g], chosen[g]) for g in members]
         for batch in micro_batches(branches, tokens, shared):
             yield [(members[i], [chosen[members[i]][k] for k in picks]) for i, picks in batch]
+
+
+class _Ratios:
+    """Importance weights, and what there is to say of them."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares, self.cut = 0, 0.0, 0.0, 0
+
+    def weigh(self, log_ratio: Tensor, cap: float) -> Tensor:
+        """[N] weights of tokens with log pi_trainer - log pi_sampler."""
+        ratio = log_ratio.exp()
+        weight = ratio.clamp(max=cap)
+        self.count += len(ratio)
+        self.sum += float(weight.sum())
+        self.squares += float(weight.square().sum())
+        self.cut += int((ratio > cap).sum())
+        return weight
+
+    def metrics(self) -> dict[str, float]:
+        if not self.count:
+            return {}
+        return {
+            "importance/mean": self.sum / self.count,
+            "importance/effective": self.sum**2 / (self.squares * self.count) if self.squares else 0.0,
+            "importance/cut": self.cut / self.count,
+        }
 
 
 class _Tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,12 @@ _OWN_TABLES = ("residual_norms", "results")
 """Receipts that get a table of their own."""
 
 
-def card(vector: SteeringVector) -> str:
-    """Model-card front matter, how to load it, norms, results and receipts, as Markdown."""
+def card(vector: SteeringVector, place: str) -> str:
+    """Model-card front matter, how to load it, norms, results and receipts, as Markdown.
+
+    Args:
+        place: folder or hub id from which the vector will be loaded.
+    """
     metadata, receipts = vector.metadata, vector.metadata.receipts
     front = {"library_name": "steerkit", "tags": ["steering-vector", "steerkit", vector.intervention]}
     if HUB_ID.match(metadata.model):
@@ -33,8 +38,7 @@ def card(vector: SteeringVector) -> str:
         f"`{vector.token_mask}`, {count:,} numbers.",
         "",
     ]
-    lines += ["```python", "from steerkit.vectors import SteeringVector", ""]
-    lines += ['model = SteeringVector.from_pretrained("this folder").steer(base)', "```", ""]
+    lines += _use(metadata.model or "NAME OF THE BASE", place)
     lines += _norms(vector)
     lines += _results(receipts.get("results") or [])
     rest = {key: value for key, value in receipts.items() if key not in _OWN_TABLES}
@@ -44,6 +48,25 @@ def card(vector: SteeringVector) -> str:
             text = value if isinstance(value, str) else json.dumps(finite(value), default=str)
             lines.append(f"| {key} | `{_cell(text)}` |")
     return "\n".join(lines) + "\n"
+
+
+def _use(model: str, place: str) -> list[str]:
+    """Python that works when it is pasted where the command ran that wrote the vector."""
+    chat = shlex.join(["steerkit", "chat", "--model", model, "--vector", place])
+    return [
+        "```python",
+        "from steerkit import SteeringVector, load_model",
+        "",
+        f"loaded = load_model({json.dumps(model)})",
+        f"vector = SteeringVector.from_pretrained({json.dumps(place)})",
+        'ids = loaded.tokenizer("Tom has 12 pens.", return_tensors="pt").input_ids',
+        "with vector.applied(loaded.base):",
+        "    print(loaded.tokenizer.decode(loaded.base.generate(ids, max_new_tokens=32)[0]))",
+        "```",
+        "",
+        f"With the prompt that it was made for: `{chat}`.",
+        "",
+    ]
 
 
 def _norms(vector: SteeringVector) -> list[str]:

@@ -30,8 +30,12 @@ CONFIG_FILE = "steering_config.json"
 TENSOR_FILE = "steering.safetensors"
 
 
-def save(vector: SteeringVector, folder: str | Path) -> Path:
-    """Write the folder, tensors first: they carry the config too."""
+def save(vector: SteeringVector, folder: str | Path, place: str | None = None) -> Path:
+    """Write the folder, tensors first: they carry the config too.
+
+    Args:
+        place: from where the card says it can be loaded; default: the folder, seen from the working directory.
+    """
     from steerkit.vectors.card import card
 
     folder = Path(folder)
@@ -41,10 +45,17 @@ def save(vector: SteeringVector, folder: str | Path) -> Path:
         # The tensors' header carries the config too, and this one file is the vector: replacing it is the commit.
         write_bytes(folder / TENSOR_FILE, serialize(flat, metadata={"format": "pt", "steering_config": config}))
         write_bytes(folder / CONFIG_FILE, (config + "\n").encode())
-        write_bytes(folder / "README.md", card(vector).encode())
+        write_bytes(folder / "README.md", card(vector, place or _from_here(folder)).encode())
     except SteerkitError as error:
         raise VectorError(f"Can't save the vector to {folder}: {error}") from error
     return folder
+
+
+def _from_here(folder: Path) -> str:
+    try:
+        return str(folder.resolve().relative_to(Path.cwd().resolve()))
+    except (ValueError, OSError):
+        return str(folder)
 
 
 def load(folder: Path, source: str, allow_code: bool = False) -> SteeringVector:

@@ -42,7 +42,7 @@ def push(vector: SteeringVector, repo_id: str, private: bool, message: str) -> s
 
     api = HfApi()
     with tempfile.TemporaryDirectory() as folder:
-        save(vector, folder)
+        save(vector, folder, repo_id)
         try:
             address = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)

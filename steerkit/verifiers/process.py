@@ -19,6 +19,8 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from steerkit.verifiers.worker import main; main(sys.argv[2], int(sys.argv[3]))"
 )
+PIPE_BYTES = 4096
+"""What a pipe surely takes at once, whether it is read or not."""
 # A worker compares short texts: threads of a linear algebra library would only cost memory.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -77,12 +79,26 @@ class Worker:
         process = self._process
         if process is None or process.stdin is None:  # close() in another thread
             return "crash"
+        frame = memoryview(encode({"args": request, "timeout": seconds}))
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        # A pipe that nobody reads takes so much and then blocks for ever: the clock runs for the writing, too.
+        clock = threading.Timer(seconds, give_up) if len(frame) > PIPE_BYTES else None
+        if clock is not None:
+            clock.daemon = True
+            clock.start()
         try:
-            view = memoryview(encode({"args": request, "timeout": seconds}))
-            while view:
-                view = view[process.stdin.write(view) :]
+            while frame:
+                frame = frame[process.stdin.write(frame) :]
         except (OSError, ValueError):  # broken pipe, or closed by another thread
-            return "crash"
+            return "timeout" if late.is_set() else "crash"
+        finally:
+            if clock is not None:
+                clock.cancel()
         return self._take(seconds)
 
     def _take(self, seconds: float) -> dict[str, Any] | str:

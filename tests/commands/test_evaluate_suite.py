@@ -38,9 +38,26 @@ class Killing(Sampler):
             raise KeyboardInterrupt
         yield from self.inner.stream(*arguments)
 '''
+FAULTY = '''
+"""A sampler whose answers all end, and a verifier that fails on some golds, each for a reason of its own."""
+from dataclasses import replace
+from steerkit.rollouts.transformers_sampler import TransformersSampler
+from steerkit.types import Verdict
+from steerkit.verifiers import Verifier
+
+class Ending(TransformersSampler):
+    def stream(self, *arguments):
+        for index, group in super().stream(*arguments):
+            yield index, replace(group, rollouts=tuple(replace(r, finish_reason="stop") for r in group.rollouts))
+
+class Faulty(Verifier):
+    def verify(self, completion, answer):
+        causes = {"1": "timeout", "2": "error: KeyError", "3": "error: ValueError"}
+        return Verdict("fault", causes[answer]) if answer in causes else Verdict("wrong", "not_equal", completion)
+'''
 OPTIONS = ["--suite", "gsm8k", "aime24", "svamp", "--data_root", "data", "--temperature", "0", "1", "--k", "2"]
 OPTIONS += ["--max_tokens", "5", "--verifier", '{"name": "exact", "extract": "text"}', "--batch_tokens", "150"]
-OPTIONS += ["--prompt.style", "plain", "--prompt.system", ""]
+OPTIONS += ["--template.style", "plain", "--template.system", ""]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +74,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "data" / "mine.jsonl").write_text(json.dumps({"problem": "SVAMP: word 1", "answer": "1"}) + "\n")
     (folder / "kill.py").write_text(KILLING)
+    (folder / "faulty.py").write_text(FAULTY)
     vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
     receipts = {
         "dataset_spec": {"path": "data/svamp.jsonl", "unsplit_as": "train"},
@@ -119,6 +137,29 @@ def test_rows_of_a_suite(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     text = capsys.readouterr().out
     assert "mean" in text and "model, gsm8k aime24 svamp" in text and "…" not in text
+
+
+def test_faults_are_counted_by_cause_and_kept_for_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    faulty = ["--verifier", "faulty.py:Faulty", "--sampler", "faulty.py:Ending"]
+    options = ["--suite", "gsm8k", "svamp", *OPTIONS[4:], *faulty]
+    record = evaluate("faults", *options)
+    causes = [row["fault_causes"] for row in record["rows"]]
+    assert causes == [{"error": 2 * k, "timeout": k} for k in (1, 2, 1, 2, 2, 4)]  # temperature 0, 1; the means
+    assert [row["faults"] for row in record["rows"]] == [sum(found.values()) for found in causes]
+    out = capsys.readouterr().out
+    assert (
+        "The verifier failed on some answers (error 12, timeout 6): steerkit verify --replay faults/faults.jsonl" in out
+    )
+    kept = [json.loads(line) for line in Path("faults", "faults.jsonl").read_text().splitlines()]
+    faults = [sample for sample in samples("faults") if sample["verdict"] == "fault"]
+    assert sorted((row["gold"], row["completion"]) for row in kept) == sorted(
+        (sample["answer"], sample["completion"]) for sample in faults
+    )
+    assert main(["verify", "--replay", "faults/faults.jsonl", "--allow_code"]) == 0
+    assert "18 faults (error 12, timeout 6)" in capsys.readouterr().out
+    evaluate("faults", *options, "--restart", "true")
+    assert len(Path("faults", "faults.1.jsonl").read_text().splitlines()) == 18
+    assert len(Path("faults", "faults.jsonl").read_text().splitlines()) == 18
 
 
 def test_a_protocol_and_what_overrides_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +243,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytes
     evaluate("bad", *arguments, code=2)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("steerkit evaluate: ") and message in line
-    assert not any(Path("bad").iterdir())
+    assert not Path("bad").exists()
 
 
 def test_another_commands_results_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:

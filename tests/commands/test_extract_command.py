@@ -11,7 +11,7 @@ from steerkit.hookpoints import HookPoint
 from steerkit.vectors import SteeringVector, VectorMetadata
 
 KINDS = ("--positive", "worked", "--negative", "bare")
-SMALL = ("--model", "model", "--data", '{"name": "arithmetic", "n": 20}', "--n", "4", "--prompt.style", "plain")
+SMALL = ("--model", "model", "--data", '{"name": "arithmetic", "n": 20}', "--n", "4", "--template.style", "plain")
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_kinds_of_a_data_set_and_evaluation_of_the_vector(folder, capsys):
 def test_a_file_and_openings(folder):
     rows = [{"problem": f"What is {k}?", "good": f"It is {k}.", "bad": "No."} for k in range(5)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = ("--model", "model", "--prompt.style", "plain", "--layers", "1", "--site", "attn_output")
+    common = ("--model", "model", "--template.style", "plain", "--layers", "1", "--site", "attn_output")
     columns = ("--positive", "good", "--negative", "bad")
     assert main(["extract", *common, "--data", "pairs.jsonl", *columns, "--out", "a"]) == 0
     vector = SteeringVector.from_pretrained("a")

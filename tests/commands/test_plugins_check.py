@@ -134,9 +134,9 @@ def test_one_name_of_several_kinds(folder: Path, capsys: pytest.CaptureFixture[s
         (["exact", "right=1"], "The setting 'right' has the name of an option"),
         (["puzzles", "n=3"], "is the name of one of the datasets and one of the rewards and one of the verifiers"),
         (["exact", "--data", "puzles"], "Did you mean 'puzzles'"),
-        (["static", "--kind", "exporters"], "There is no contract for exporters yet"),
+        (["static", "--kind", "exporters"], "No exporter named 'static'"),
         (["static", "--kind", "reward"], "invalid choice: 'reward'"),
-        ([], "required: name"),
+        ([], "Give NAME."),
     ],
 )
 def test_bad_input(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], lesson: str) -> None:

@@ -102,7 +102,9 @@ def test_rows_and_samples_are_all_there(whole: Any) -> None:
     assert {s["seed"] for s in samples if s["temperature"] == 1} == {5, 6}
     long = next(r for r in rows if (r["set"], r["arm"], r["temperature"]) == ("long", "base", 1))
     assert (long["n"], long["k"], long["sample_seeds"], long["sample_seed"]) == (5, 3, [5, 6], None)
-    assert long["faults"] == 6  # the problem whose answer is 3: every sample
+    assert long["faults"] == 6 and long["fault_causes"] == {"timeout": 6}  # the problem whose answer is 3: every sample
+    mean = next(r for r in rows if (r["set"], r["arm"], r["temperature"]) == ("mean", "base", 1))
+    assert mean["fault_causes"] == {"timeout": mean["faults"]} and mean["faults"] > 6
     assert set(long["pass_at_k"]) == {"1", "2", "4"} and long["pass_at_k"]["1"] == pytest.approx(long["accuracy"])
     assert long["accuracy"] == pytest.approx(np.mean(long["accuracy_by_seed"]))
     greedy = next(r for r in rows if (r["set"], r["arm"], r["temperature"]) == ("long", "base", 0))

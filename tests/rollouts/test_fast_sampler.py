@@ -11,13 +11,24 @@ from steerkit.interventions import Gated, Static
 from steerkit.models import SteeredModel
 from steerkit.rollouts import EncodedPrompt, SamplingParams, fast_sampler
 from steerkit.rollouts.fast_sampler import FastSampler
+from steerkit.rollouts.prefill import common_prefix
+from steerkit.rollouts.shared_cache import shares_prompts
 from steerkit.rollouts.slab_cache import SlabCache
+from steerkit.rollouts.suffix import kept_layers
 from steerkit.rollouts.transformers_sampler import TransformersSampler
 from steerkit.testing import randomize, tiny_model
 from steerkit.types import Example
 from tests.helpers import tokenizer
 
 TOK = tokenizer()
+
+
+@pytest.fixture(params=["shared", "slab"])
+def cache(request, monkeypatch):
+    """Both of its caches: the one where samples share their prompt, and the one for families that can't."""
+    if request.param == "slab":
+        monkeypatch.setattr(fast_sampler, "shares_prompts", lambda model, length: False)
+    return request.param
 
 
 def policy(family="llama", mask="all", cls=Static, **overrides) -> SteeredModel:
@@ -50,7 +61,7 @@ def compare(model, prompts, sampler, k=3, temperature=1.0, max_tokens=16, seed=0
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox", "phi3", "qwen3", "gemma2", "mistral", "opt"])
-def test_equals_the_reference(family):
+def test_equals_the_reference(family, cache):
     extra = {"sliding_window": 8} if family in ("gemma2", "mistral") else {}
     if family == "opt":
         extra = {"ffn_dim": 64, "word_embed_proj_dim": 32}
@@ -59,19 +70,21 @@ def test_equals_the_reference(family):
     lengths = {len(r.token_ids) for g in groups for r in g.rollouts}
     assert len(lengths) > 4, "rows must end at different times, else nothing joins or leaves"
     assert model.counter.complete
+    windowed = family in ("gemma2", "mistral")
+    assert shares_prompts(model, 30) != windowed
 
 
 @pytest.mark.parametrize("max_rows", [1, 3, 4, 8, 27, 256])
-def test_any_number_of_rows(max_rows):
+def test_any_number_of_rows(max_rows, cache):
     compare(policy(), problems(9), FastSampler(max_rows=max_rows))
 
 
 @pytest.mark.parametrize("mask", ["prompt", "generated", "first_generated", "not_first_generated", "last_prompt:2"])
-def test_masks(mask):
+def test_masks(mask, cache):
     compare(policy(mask=mask, cls=Gated), problems(6), FastSampler(max_rows=6))
 
 
-def test_greedy_and_cut_off():
+def test_greedy_and_cut_off(cache):
     compare(policy(), problems(5), FastSampler(max_rows=4), k=1, temperature=0.0, max_tokens=5)
     groups = compare(policy(), problems(5), FastSampler(max_rows=6), max_tokens=2)
     assert any(r.finish_reason == "length" for g in groups for r in g.rollouts)
@@ -88,6 +101,7 @@ def test_long_runs_shift_the_columns(monkeypatch):
         shifts.append(self.column < before + 1)
 
     monkeypatch.setattr(SlabCache, "advance", counted)
+    monkeypatch.setattr(fast_sampler, "shares_prompts", lambda model, length: False)
     compare(policy(), problems(40), FastSampler(max_rows=6))
     assert sum(shifts) >= 2
 
@@ -137,3 +151,94 @@ def test_bad_settings(settings):
 
 def test_nothing_to_sample():
     assert FastSampler().sample(policy(), TOK, [], 2, SamplingParams(), 0) == []
+
+
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gpt2", "qwen3_moe", "olmo2", "cohere", "gemma3_text", "smollm3", "starcoder2"]
+)
+def test_prompts_are_shared_in_more_families(family):
+    model = policy(family)
+    assert shares_prompts(model, 30)
+    compare(model, problems(7), FastSampler(max_rows=9))
+
+
+@pytest.mark.parametrize("family", ["falcon", "stablelm", "deepseek_v3", "gpt_neo"])
+def test_families_that_attend_in_their_own_way_are_found(family):
+    """By the probe; their prompts stand in each sample's rows."""
+    model = policy(family)
+    assert not shares_prompts(model, 30)
+    compare(model, problems(7), FastSampler(max_rows=9))
+
+
+def test_the_attention_is_put_back():
+    model = policy()
+    compare(model, problems(3), FastSampler())
+    assert model.base.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3", "gpt_neox"])
+def test_the_same_seed_at_any_batch(family):
+    """At batch 1, 8 and 64: the same tokens; and where one differs, its draw was at a boundary."""
+    model, params = policy(family), SamplingParams(1.0, 16)
+    samples = [FastSampler(max_rows=rows).sample(model, TOK, problems(16), 8, params, seed=3) for rows in (1, 8, 64)]
+    flat = [[r for group in groups for r in group.rollouts] for groups in samples]
+    same = sum(a.token_ids == b.token_ids for other in flat[1:] for a, b in zip(flat[0], other, strict=True))
+    assert same >= 0.999 * 2 * len(flat[0]) and len(flat[0]) == 128
+
+
+def with_beginning(prompts, n, segments=("system", "problem")):
+    """The same prompts behind ``n`` tokens that all have in common."""
+    common = tuple(60 + t % 30 for t in range(n))
+    return [
+        EncodedPrompt(p.example, p.text, common + p.ids, (segments[0],) * n + (segments[1],) * len(p.ids))
+        for p in prompts
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3", "falcon", "mistral"])
+def test_what_prompts_begin_with_is_run_once(family, monkeypatch):
+    """Worked examples before each problem: one row of them is run, whatever comes behind."""
+    model, beginning = policy(family, **({"sliding_window": 8} if family == "mistral" else {})), 23
+    seen = []
+    original = SteeredModel.forward
+
+    def counted(self, input_ids, *arguments, **keywords):
+        seen.append(tuple(input_ids.shape))
+        return original(self, input_ids, *arguments, **keywords)
+
+    prompts = with_beginning(problems(7), beginning)
+    compare(model, prompts, FastSampler(max_rows=9))  # probes are made
+    monkeypatch.setattr(SteeredModel, "forward", counted)
+    FastSampler().sample(model, TOK, prompts, 3, SamplingParams(1.0, 4), 0)
+    if family == "mistral":  # its window is shorter than the prompts
+        assert seen[0][0] == 7
+    else:
+        assert seen[0][0] == 1 and seen[0][1] >= beginning and seen[1][0] == 7 and seen[1][1] < 14
+
+
+@pytest.mark.parametrize(
+    "mask", ["prompt", "generated", "first_generated", "not_first_generated", "last_prompt:9", "segment:system"]
+)
+def test_masks_behind_a_common_beginning(mask, cache):
+    compare(policy(mask=mask, cls=Gated), with_beginning(problems(6), 20), FastSampler(max_rows=6))
+
+
+@pytest.mark.parametrize("points", [[0], [1], [2], [1, 2]])
+def test_streams_of_a_common_beginning(points):
+    items = Gated.build([HookPoint(k) for k in points], 32)
+    for seed, item in enumerate(items.values()):
+        randomize(item, seed)
+    model = SteeredModel(policy().base, items)
+    params = SamplingParams(1.0, 6, keep_layers=kept_layers(model))
+    prompts = with_beginning(problems(6), 20)
+    shared = FastSampler().sample(model, TOK, prompts, 2, params, 0)
+    alone = [FastSampler().sample(model, TOK, [prompt], 2, params, 0)[0] for prompt in prompts]
+    for one, other in zip(shared, alone, strict=True):
+        torch.testing.assert_close(one.stream, other.stream, atol=1e-5, rtol=1e-5)
+        assert len(one.stream) == len(one.prompt_ids)
+
+
+def test_common_prefixes():
+    assert common_prefix([(1, 2, 3), (1, 2, 4)]) == 2
+    assert common_prefix([(1, 2), (1, 2)]) == 1  # one token of each is left to be run
+    assert common_prefix([(5,), (5, 6)]) == 0

@@ -112,6 +112,62 @@ def test_draws_follow_the_distribution():
     assert draw_tokens(logits[:2], extreme, SamplingParams(1.0))[0].tolist() == [0, 4]
 
 
+def expected_of(logits, params):
+    """By sorting: the rule in its plainest form."""
+    probabilities = torch.softmax(logits.double() / params.temperature, -1)
+    order = probabilities.argsort(descending=True)
+    if params.top_k:
+        order = order[: params.top_k]
+    kept = probabilities[order] / probabilities[order].sum()
+    order = order[(kept.cumsum(0) - kept) < params.top_p]
+    chosen = torch.zeros_like(probabilities)
+    chosen[order] = probabilities[order] / probabilities[order].sum()
+    return chosen
+
+
+@pytest.mark.parametrize("size", [5, 256, 700, 3 * 256])
+@pytest.mark.parametrize("params", [SamplingParams(1.0), SamplingParams(0.7, top_p=0.6), SamplingParams(1.3, top_k=20)])
+def test_chi_square_of_draws(size, params):
+    """Random uniforms against the exact distribution, large vocabularies and truncation included."""
+    generator = torch.Generator().manual_seed(size)
+    logits = 2 * torch.randn(size, generator=generator)
+    logits[size // 2] = float("-inf")
+    n = 60_000
+    u = torch.rand(n, dtype=torch.float64, generator=generator)
+    ids, log_probs = draw_tokens(logits.expand(n, -1), u, params)
+    expected = expected_of(logits, params)
+    counts = torch.bincount(ids, minlength=size).double()
+    assert (counts[expected == 0] == 0).all()
+    # Rare tokens together, so that each cell has enough.
+    rare = expected * n < 10
+    cells = (
+        torch.cat([counts[~rare], counts[rare].sum()[None]]),
+        torch.cat([expected[~rare], expected[rare].sum()[None]]),
+    )
+    used = cells[1] * n > 1
+    statistic = ((cells[0] - n * cells[1])[used].square() / (n * cells[1][used])).sum()
+    from scipy.stats import chi2
+
+    freedom = int(used.sum()) - 1  # none where the nucleus is one token: then the zeros above say it all
+    assert not freedom or chi2.sf(float(statistic), freedom) > 1e-3
+    exact = torch.log_softmax(logits.double() / params.temperature, -1)[ids]
+    torch.testing.assert_close(log_probs.double(), exact, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [7, 256, 1000])
+def test_a_draw_never_leaves_the_support(size):
+    logits = torch.full((2, size), float("-inf"))
+    logits[:, 3], logits[:, min(size - 2, 5)] = 0.0, 1.0
+    extreme = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert draw_tokens(logits, extreme, SamplingParams())[0].tolist() == [3, min(size - 2, 5)]
+
+
+@pytest.mark.parametrize("bad", [{"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
+def test_bad_truncation(bad):
+    with pytest.raises(SteerkitError, match=next(iter(bad))):
+        SamplingParams(1.0, **bad)
+
+
 def test_bad_settings():
     with pytest.raises(SteerkitError, match="temperature"):
         SamplingParams(-1.0)

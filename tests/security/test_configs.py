@@ -170,7 +170,7 @@ VALUES = st.recursive(
 )
 PATHS = [
     *("seed_everything", "run_dir", "vector_every", "samples_every", "report", "report__arms", "report__k"),
-    *("model", "model__base", "model__layers", "model__lr", "model__rewards", "model__intervention", "model__prompt"),
+    *("model", "model__base", "model__layers", "model__lr", "model__rewards", "model__intervention", "model__template"),
     *("model__max_tokens", "model__token_mask", "model__dtype", "model__layout", "model__grad_clip"),
     *("data", "data__dataset", "data__prompts_per_step", "data__screen", "trainer__callbacks", "trainer__precision"),
 ]

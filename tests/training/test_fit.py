@@ -180,6 +180,37 @@ def test_nan_in_the_update_keeps_the_last_good_vector(work, capsys, monkeypatch)
     assert all(norm > 0 for norm in vector.norms().values())
 
 
+def test_a_vector_that_breaks_the_model_is_taken_back(work, capsys, monkeypatch):
+    """All rewards are then the same, so that there is no loss to be NaN: the log-probabilities tell."""
+    original, kept = torch.optim.AdamW.step, []
+
+    def step(self, *arguments, **keywords):
+        done = original(self, *arguments, **keywords)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        kept.append([parameter.detach().clone() for parameter in parameters])
+        if len(kept) == 4:  # as 16 bits overflow
+            for parameter in parameters:
+                parameter.data.fill_(3e38)
+        return done
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert fit(work, "--vector_every", "2") == 2
+    assert "After step 4 the model's log-probabilities are not finite" in capsys.readouterr().err.splitlines()[-1]
+    vector = SteeringVector.from_pretrained(work[0] / "run" / "vector")
+    assert vector.metadata.receipts["steps"] == 3
+    found = [tensor for named in vector.tensors.values() for tensor in named.values()]
+    assert [t.tolist() for t in sorted(found, key=float_sum)] == [t.tolist() for t in sorted(kept[2], key=float_sum)]
+    assert fit(work, "--vector_every", "2", "--ckpt_path", "last") == 2  # step 4 is on disk, and said to be broken
+    assert "After step 4" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+    monkeypatch.chdir(work[0])
+    assert fit(work, "--vector_every", "2", "--ckpt_path", "run/checkpoints/step=00000002.ckpt") == 0
+
+
+def float_sum(tensor):
+    return float(tensor.sum())
+
+
 def test_a_folder_of_other_files_is_no_run_folder(work, capsys):
     (work[0] / "thesis").mkdir()
     (work[0] / "thesis" / "chapter.tex").write_text("x")

@@ -17,7 +17,13 @@ from steerkit.errors import SteerkitError
 from steerkit.training import SteeringModule, memory
 from steerkit.training import module as module_room
 from steerkit.training.callbacks import RunCheckpoints, VectorWriter
-from steerkit.training.checkpoints import CheckpointFiles, newest_checkpoint, random_states, set_random_states
+from steerkit.training.checkpoints import (
+    CheckpointFiles,
+    newest_checkpoint,
+    random_states,
+    read_checkpoint,
+    set_random_states,
+)
 from steerkit.training.logs import MetricsFile, read_rows
 
 
@@ -50,7 +56,7 @@ def steps(run):
     return [int(row["step"]) for row in rows(run)]
 
 
-def killed_at(monkeypatch, step, where="sampling"):
+def killed_at(monkeypatch, step, where="sampling", more=()):
     """Let the next run die in this optimiser step (from 1), or in the validation after it."""
 
     def die(*arguments, **keywords):
@@ -77,7 +83,7 @@ def killed_at(monkeypatch, step, where="sampling"):
                 lambda self, *a: die() if self.global_step == step else original(self, *a),
             )
         with pytest.raises(Killed):
-            fit("--ckpt_path", "last")
+            fit("--ckpt_path", "last", *more)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,32 @@ def test_killed_and_resumed(folder, monkeypatch, kills):
     assert fit("--ckpt_path", "last") == 0
     assert same(folder / "whole", folder / "run")
     assert len(list((folder / "run" / "checkpoints").glob("*.ckpt"))) == 3
+
+
+@pytest.mark.parametrize("every", [3, 4], ids=lambda every: f"validation every {every}")
+@pytest.mark.parametrize("step", [6, 7, 8])
+def test_killed_around_the_end_of_an_epoch(folder, monkeypatch, step, every):
+    """Six steps an epoch, two epochs, a checkpoint at each step."""
+    epochs = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "2", "--data.dataset.n", "24", "--vector_every", "1")
+    epochs += ("--trainer.val_check_interval", str(every))
+    assert fit("--run_dir", "epochs", *epochs) == 0
+    killed_at(monkeypatch, step, more=epochs)
+    assert fit("--ckpt_path", "last", *epochs) == 0
+    assert torch.equal(numbers(folder / "epochs"), numbers(folder / "run"))
+    whole, resumed = rows(folder / "epochs"), rows(folder / "run")
+    assert len(whole) == 12 + 12 // every
+    for row, again in zip(whole, resumed, strict=True):
+        # Lightning counts a validation that is made again at an epoch's end to the next epoch.
+        remade = row["step"] == "5" and any(key.startswith("val/") and value for key, value in row.items())
+        assert row == (again | {"epoch": row["epoch"]} if remade else again)
+
+
+def test_how_a_step_is_split_is_not_decided_again(folder, monkeypatch):
+    """Measured anew it could come out otherwise (experts), and then the sums would round otherwise."""
+    killed_at(monkeypatch, 5)
+    monkeypatch.setattr(memory, "saved_for_backward", lambda *_: pytest.fail("measured again"))
+    assert fit("--ckpt_path", "last") == 0
+    assert same(folder / "whole", folder / "run")
 
 
 def test_the_comparison_can_fail(folder, monkeypatch):
@@ -207,7 +239,8 @@ def test_a_strangers_checkpoint_runs_nothing(folder, capsys):
         CheckpointFiles().load_checkpoint("evil.ckpt", weights_only=False)
     assert fit("--run_dir", "other", "--ckpt_path", "evil.ckpt") == 2
     assert not Path("owned").exists()
-    assert "evil.ckpt is damaged, or none" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "evil.ckpt is damaged, or none (it holds other things than tensors and plain values)" in said
 
 
 def test_a_checkpoint_brings_no_settings(folder):
@@ -227,6 +260,27 @@ def test_checkpoints_are_small_and_plain(folder):
     assert sorted(content["state_dict"]) == [f"policy.steering.layers_{k}_output.vector" for k in (0, 2)]
     assert content["steerkit"]["generated_tokens"] == float(rows(Path("run"))[-1]["num_tokens"])
     assert not list(Path("run").rglob("*.tmp"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+@pytest.mark.parametrize("missing", [1, 10, 30, 200, 5000])
+def test_a_checkpoint_that_the_disk_takes_in_part_is_an_error(tmp_path, missing):
+    """The last bytes don't fit: the system then takes what does, and says so only by the number."""
+    import resource
+
+    content = {"state_dict": {"v": torch.arange(3000.0)}}
+    path = tmp_path / "step=00000001.ckpt"
+    CheckpointFiles().save_checkpoint(content, path)
+    limit = path.stat().st_size - missing
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(SteerkitError, match="Can't write .*File too large"):
+            CheckpointFiles().save_checkpoint({"state_dict": {"v": torch.ones(3000)}}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.equal(read_checkpoint(path)["state_dict"]["v"], content["state_dict"]["v"])
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_explicit_checkpoint_sets_later_ones_aside(folder):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -104,6 +105,19 @@ def test_a_worker_killed_while_idle_is_no_fault(pool: WorkerPool) -> None:
     time.sleep(0.2)
     assert pool.map([("a", "a")] * 4) == [("correct", "equal")] * 4
     assert pool.counts["crash"] == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
+@pytest.mark.parametrize("size", [10, 10**6])
+def test_a_worker_that_does_not_read_is_killed(pool: WorkerPool, size: int) -> None:
+    """Stopped from outside, say: a long request would fill the pipe and then block its writer."""
+    pids = {int(pid) for _, pid in pool.map([("pid", "")] * 20)}
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    start = time.perf_counter()
+    assert pool.map([("x" * size, "x" * size)] * 2) == [("fault", "timeout")] * 2
+    assert time.perf_counter() - start < 10
+    assert pool.map([("x" * size, "x" * size)] * 2) == [("correct", "equal")] * 2
 
 
 def test_close_ends_the_processes_and_the_pool_can_go_on(pool: WorkerPool) -> None:

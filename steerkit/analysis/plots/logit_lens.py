@@ -20,27 +20,41 @@ def panels(result: AnalysisResult) -> list[Panel]:
     """Of each vector: the direct lens, the induced lens, the effect by layer, the stream; then the rows."""
     found: list[Panel] = []
     for name in result.vectors:
-        found.append(_direct(result, name))
+        found += _direct(result, name)
         found += _induced(result, name)
         found.append(_gain(result, name))
         found += _stream(result, name)
     return [*found, rows_table("Rows", result.rows)]
 
 
-def _direct(result: AnalysisResult, name: str) -> Table:
+def _direct(result: AnalysisResult, name: str) -> list[Panel]:
     rows = [row for row in result.tables["direct"] if row["vector"] == name]
-    places = list(dict.fromkeys((row["point"], row["lens"]) for row in rows))
-    cells = []
-    for point, lens in places:
-        of_one = [row for row in rows if (row["point"], row["lens"]) == (point, lens)]
-        top, bottom = ([row for row in of_one if row["side"] == side] for side in ("top", "bottom"))
-        cells.append([point, lens, _listing(top), f"{top[0]['random_score']:.3g}", _listing(bottom)])
-    title = f"{name}: tokens that the vector itself points at"
-    return Table(title, ["point", "lens", "top (score)", "random top", "bottom (score)"], cells)
+    found: list[Panel] = []
+    for side in ("top", "bottom"):
+        through = [row for row in rows if row["side"] == side and row["lens"] == "norm"]
+        places = list(dict.fromkeys(row["point"] for row in through))
+        if places:
+            by_place = [[row for row in through if row["point"] == place] for place in places]
+            title = f"{name}: {side} tokens of the vector itself"
+            found.append(_token_map(title, places, by_place))
+    columns = ["point", "lens", "side", "rank", "token", "score", "cosine", "random score", "random share beyond"]
+    keys = ["point", "lens", "side", "rank", "token", "score", "cosine", "random_score", "random_share_beyond"]
+    cells = [[f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in rows]
+    return [*found, Table(f"{name}: the vector itself, all scores", columns, cells, page_only=True)]
 
 
-def _listing(rows: Sequence[Mapping[str, Any]], most: int = 5) -> str:
-    return ", ".join(f"{row['token']} {row['score']:.3g}" for row in rows[:most])
+def _token_map(title: str, places: Sequence[str], by_place: Sequence[Sequence[Mapping[str, Any]]]) -> Heatmap:
+    shown = [of_one[:SHOWN] for of_one in by_place]
+    return Heatmap(
+        title,
+        [[row["cosine"] for row in of_one] for of_one in shown],
+        list(places),
+        [str(rank + 1) for rank in range(len(shown[0]))],
+        column_axis="rank by score",
+        unit="cosine",
+        diverging=True,
+        texts=[[row["token"][:10] for row in of_one] for of_one in shown],
+    )
 
 
 def _induced(result: AnalysisResult, name: str) -> list[Panel]:
@@ -50,19 +64,9 @@ def _induced(result: AnalysisResult, name: str) -> list[Panel]:
         layers = list(dict.fromkeys(row["layer"] for row in rows))
         if not layers:
             continue
-        by_layer = [[row for row in rows if row["layer"] == layer][:SHOWN] for layer in layers]
-        found.append(
-            Heatmap(
-                f"{name}: {side} tokens of the induced difference",
-                [[row["cosine"] for row in of_one] for of_one in by_layer],
-                [f"layer {layer}" for layer in layers],
-                [str(rank + 1) for rank in range(len(by_layer[0]))],
-                column_axis="rank",
-                unit="cosine",
-                diverging=True,
-                texts=[[row["token"] for row in of_one] for of_one in by_layer],
-            )
-        )
+        by_layer = [[row for row in rows if row["layer"] == layer] for layer in layers]
+        title = f"{name}: {side} tokens of the induced difference"
+        found.append(_token_map(title, [f"layer {layer}" for layer in layers], by_layer))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,30 @@ def _heatmap(panel: Heatmap) -> Any:
     limits = {"zmin": panel.limits[0], "zmax": panel.limits[1]} if panel.limits else {}
     if panel.diverging and not panel.limits:
         limits = {"zmid": 0.0}
-    texts = {"text": [list(row) for row in panel.texts], "texttemplate": "%{text}"} if panel.texts else {}
+    texts: dict[str, Any] = {}
+    if panel.texts:
+        texts = {"text": [_safe(row) for row in panel.texts], "texttemplate": "%{text}"}
     trace = go.Heatmap(
         z=[list(row) for row in panel.values], x=list(range(len(panel.columns))), y=list(range(len(panel.rows))),
         colorscale="RdBu_r" if panel.diverging else "Viridis", colorbar={"title": panel.unit},
-        customdata=[[f"{r}, {c}" for c in panel.columns] for r in panel.rows],
+        customdata=[_safe(f"{r}, {c}" for c in panel.columns) for r in panel.rows],
         hovertemplate="%{customdata}<br>%{z:.4g}<extra></extra>", **limits, **texts,
     )  # fmt: skip
     figure = go.Figure(trace)
-    columns, rows = list(map(str, panel.columns)), list(map(str, panel.rows))
+    columns, rows = _safe(panel.columns), _safe(panel.rows)
     figure.update_xaxes(title=panel.column_axis, tickvals=list(range(len(columns))), ticktext=columns)
     figure.update_yaxes(title=panel.row_axis, tickvals=list(range(len(rows))), ticktext=rows, autorange="reversed")
     figure.update_layout(height=max(260, 130 + 24 * len(rows)))
     return figure
+
+
+def _safe(labels: Iterable[Any]) -> list[str]:
+    """Plotly reads a part of HTML in its texts: a token may look like it."""
+    return [html.escape(str(label)) for label in labels]
+
+
+def _axis(values: Sequence[Any]) -> list[Any]:
+    return [html.escape(value) if isinstance(value, str) else value for value in values]
 
 
 def _band(series: Series) -> dict[str, Any]:
@@ -96,7 +107,12 @@ def _lines(panel: Lines) -> Any:
         style = {"line": {"color": _GREY, "dash": "dash"}} if series.control else {}
         figure.add_trace(
             go.Scatter(
-                x=list(panel.x), y=list(series.y), name=series.name, mode="lines+markers", **_band(series), **style
+                x=_axis(panel.x),
+                y=list(series.y),
+                name=html.escape(series.name),
+                mode="lines+markers",
+                **_band(series),
+                **style,
             )
         )
     figure.update_xaxes(title=panel.x_axis, type="log" if panel.log_x else None)
@@ -112,7 +128,9 @@ def _bars(panel: Bars) -> Any:
     figure = go.Figure()
     for series in panel.series:
         style = {"marker": {"color": _GREY}} if series.control else {}
-        figure.add_trace(go.Bar(x=list(panel.labels), y=list(series.y), name=series.name, **_band(series), **style))
+        figure.add_trace(
+            go.Bar(x=_safe(panel.labels), y=list(series.y), name=html.escape(series.name), **_band(series), **style)
+        )
     figure.update_yaxes(title=panel.y_axis)
     figure.update_xaxes(type="category")
     if panel.line_at is not None:
@@ -125,7 +143,7 @@ def _points(panel: Points) -> Any:
 
     figure = go.Figure(
         go.Scatter(
-            x=list(panel.x), y=list(panel.y), mode="markers", text=[html.escape(label) for label in panel.labels],
+            x=list(panel.x), y=list(panel.y), mode="markers", text=_safe(panel.labels),
             hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
         )
     )  # fmt: skip

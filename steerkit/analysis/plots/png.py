@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,15 @@ MOST_ROWS = 30
 
 def write_png(panel: Panel, path: str | Path) -> None:
     """Draw one panel; an old file is replaced."""
+    from PIL import Image
+
     figure = _DRAW[type(panel)](panel)
     with warnings.catch_warnings(), atomic_path(path) as temporary:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the font lacks: boxes
-        figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight")
+        drawn = BytesIO()
+        figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
+        with Image.open(drawn) as image:  # a palette of 192 colours is a third of the size
+            image.convert("RGB").quantize(192, method=Image.Quantize.MEDIANCUT).save(temporary, "PNG", optimize=True)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:

@@ -1,0 +1,123 @@
+"""The prompts' forward pass of the sampler: what they begin with in common is run once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from steerkit.models.positions import mask_positions, positions_from_mask
+from steerkit.rollouts.sampler import EncodedPrompt
+from steerkit.rollouts.shared_cache import slides
+from steerkit.rollouts.teacher_forcing import left_pad
+
+if TYPE_CHECKING:
+    from steerkit.models import SteeredModel
+    from steerkit.rollouts.suffix import KeptStreams
+
+_WORTH_SHARING = 32
+"""Tokens in common, times the prompts that are spared them, above which a call of its own pays."""
+
+
+def prefill(
+    model: SteeredModel, batch: Sequence[EncodedPrompt], pad_id: int, kept: KeptStreams
+) -> tuple[DynamicCache, Tensor, Tensor | None]:
+    """Run the prompts, steered.
+
+    Worked examples and system texts stand before every problem: they are run once, for all prompts of one policy.
+
+    Returns:
+        (keys and values of the left-padded prompts, [p, V] logits behind each prompt, [p, P, D] what was kept).
+    """
+    common = common_prefix([prompt.ids for prompt in batch])
+    alike = len({(prompt.policy, prompt.segments[:common]) for prompt in batch}) == 1
+    # A sliding window counts columns, and between the two parts stands padding.
+    whole = not slides(model, max(len(prompt.ids) for prompt in batch))
+    if alike and whole and common * (len(batch) - 1) > _WORTH_SHARING:
+        return _in_two(model, batch, pad_id, kept, common)
+    ids, mask = left_pad([prompt.ids for prompt in batch], pad_id, model.device)
+    lengths = [len(prompt.ids) for prompt in batch]
+    steered = mask_positions(model.token_mask, lengths, [p.segments for p in batch], ids.shape[1], model.device)
+    cache = DynamicCache()  # whole keys and values also where attention slides
+    with model.prefill(steered), model.rows([prompt.policy for prompt in batch]):
+        out = _run(model, ids, mask, positions_from_mask(mask), cache)
+    return cache, out.logits[:, -1], _taken(kept, batch, model.device)
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Tokens that all rows begin with; at least one of each row is left."""
+    shortest = min(map(len, rows)) - 1
+    first = rows[0]
+    return next((t for t in range(shortest) if any(row[t] != first[t] for row in rows)), shortest)
+
+
+def _in_two(
+    model: SteeredModel, batch: Sequence[EncodedPrompt], pad_id: int, kept: KeptStreams, common: int
+) -> tuple[DynamicCache, Tensor, Tensor | None]:
+    device, policy = model.device, batch[0].policy
+    lengths = [len(prompt.ids) for prompt in batch]
+    steered = mask_positions(model.token_mask, lengths, [p.segments for p in batch], max(lengths), device)
+    first = torch.tensor(batch[0].ids[:common], device=device)[None]
+    rest, rest_mask = left_pad([prompt.ids[common:] for prompt in batch], pad_id, device)
+    mask = torch.cat([rest_mask.new_ones(len(batch), common), rest_mask], dim=1)
+    # A mask names positions by the whole prompt: said for each of the two calls (rows are left-padded).
+    shared = torch.ones_like(first, dtype=torch.bool)
+    if steered is not None:
+        start = max(lengths) - lengths[0]
+        shared = steered[:1, start : start + common]
+    cache = DynamicCache()
+    with _positions(model, shared), model.rows([policy]):
+        _run(model, first, torch.ones_like(first), torch.arange(common, device=device)[None], cache)
+    before = _taken(kept, batch[:1], device)
+    cache.reorder_cache(torch.zeros(len(batch), dtype=torch.long, device=device))  # type: ignore[arg-type]
+    own = rest_mask.bool() if steered is None else steered[:, -rest.shape[1] :]
+    with _positions(model, own), model.rows([policy] * len(batch)):
+        out = _run(model, rest, mask, positions_from_mask(mask)[:, common:], cache)
+    after = _taken(kept, batch, device)
+    # So far the padding stands between the two parts; it belongs before both.
+    order = _padding_first(rest_mask, common)
+    for layer in cache.layers:
+        layer.keys, layer.values = (_columns(tensor, order, 2) for tensor in (layer.keys, layer.values))  # type: ignore[union-attr, arg-type]
+    streams = None
+    if before is not None and after is not None:
+        streams = _columns(torch.cat([before.expand(len(batch), -1, -1), after], dim=1), order, 1)
+    return cache, out.logits[:, -1], streams
+
+
+def _positions(model: SteeredModel, positions: Tensor) -> Any:
+    # Inside disabled() nothing is to be steered: the scope that is open stays.
+    return model.applied(positions=positions) if model.steers else model.scope()
+
+
+def _run(model: SteeredModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Any:
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+
+
+def _taken(kept: KeptStreams, batch: Sequence[EncodedPrompt], device: torch.device) -> Tensor | None:
+    return kept.take(torch.tensor([prompt.policy for prompt in batch], device=device)) if kept.on else None
+
+
+def _padding_first(rest_mask: Tensor, common: int) -> Tensor:
+    """[p, W] for each column of the row with its padding in front, where it comes from."""
+    rows, width = rest_mask.shape
+    padding = (width - rest_mask.sum(dim=1))[:, None]
+    column = torch.arange(common + width, device=rest_mask.device).expand(rows, -1)
+    of_common = torch.where(column < padding, column + common, column - padding)
+    return torch.where(column < padding + common, of_common, column)
+
+
+def _columns(tensor: Tensor, order: Tensor, dim: int) -> Tensor:
+    """``tensor`` [p, ...] with the columns of ``dim`` in each row's order."""
+    shape = [1] * tensor.dim()
+    shape[0], shape[dim] = order.shape
+    return tensor.gather(dim, order.view(shape).expand(*tensor.shape[:dim], order.shape[1], *tensor.shape[dim + 1 :]))
