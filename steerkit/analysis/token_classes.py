@@ -82,7 +82,7 @@ def class_of(text: str, words: Mapping[str, str]) -> str:
 @cache
 def script_of(character: str) -> str:
     """The script of a letter, in lower case; empty for what is no letter (or a letter used as a symbol)."""
-    if not character.isalpha():
+    if not character.isalpha() or unicodedata.category(character) == "Lm":  # a modifier: no script of its own
         return ""
     name = unicodedata.name(character, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
     first = name.partition(" ")[0].lower()

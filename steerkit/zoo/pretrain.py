@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from steerkit.errors import ModelError
 from steerkit.zoo.corpus import Mixture, generate_dialogue
 
 if TYPE_CHECKING:
@@ -36,11 +37,28 @@ class Recipe:
     prompt_weight: float = 0.1
     """Weight of the prompt's own tokens in the loss: names and numbers there are random, so they teach little."""
     seed: int = 0
+    start: str = ""
+    """A model of the zoo whose weights (and shape) it goes on from, instead of random ones."""
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A random Llama of the recipe's shape, fp32."""
+    """A random Llama of the recipe's shape, or what it goes on from, fp32.
+
+    Raises:
+        ModelError: if the recipe's shape is not that of the model that it goes on from.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    if recipe.start:
+        from steerkit.models import load_model
+
+        base = load_model(recipe.start, dtype="float32").base
+        if (base.config.hidden_size, base.config.num_hidden_layers) != (recipe.d_model, recipe.n_layers):
+            raise ModelError(
+                f"The recipe is {recipe.n_layers} layers x {recipe.d_model}, {recipe.start} is "
+                f"{base.config.num_hidden_layers} x {base.config.hidden_size}: give the recipe its shape."
+            )
+        return base
 
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(

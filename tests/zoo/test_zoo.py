@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from steerkit.datasets.arithmetic import Arithmetic
+from steerkit.errors import ModelError
 from steerkit.evaluation import Arm, Protocol, evaluate
 from steerkit.models import load_model
 from steerkit.zoo import tiny_reasoner
-from steerkit.zoo.build import RECIPES, gate, way_of
+from steerkit.zoo.build import RECIPES, SPECS, gate, main, way_of
 from steerkit.zoo.corpus import REQUESTS, WAYS, Mixture, generate_dialogue
-from steerkit.zoo.pretrain import batches, new_model
+from steerkit.zoo.pretrain import Recipe, batches, new_model, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,45 @@ def test_new_models_are_seeded(loaded):
     recipe = RECIPES["tiny-reasoner"]
     a, b = new_model(recipe, loaded.tokenizer), new_model(recipe, loaded.tokenizer)
     assert torch.equal(a.lm_head.weight, b.lm_head.weight)
+
+
+def test_the_siblings_are_what_transfer_needs(loaded):
+    """The same shape from the same weights and from others, and another shape; together under 12 MB in 16 bits."""
+    sizes, base = {}, loaded.base
+    for name in ("tiny-reasoner-instruct", "tiny-reasoner-seed1", "tiny-reasoner-wide"):
+        model = new_model(RECIPES[name], loaded.tokenizer)
+        sizes[name] = 2 * model.num_parameters()
+        shape = (model.config.hidden_size, model.config.num_hidden_layers)
+        if name == "tiny-reasoner-wide":
+            assert shape[0] > base.config.hidden_size and shape[1] > base.config.num_hidden_layers
+        else:
+            assert shape == (base.config.hidden_size, base.config.num_hidden_layers)
+        assert torch.equal(model.lm_head.weight, base.lm_head.weight) == (name == "tiny-reasoner-instruct")
+    assert sum(sizes.values()) < 12_000_000
+    with pytest.raises(ModelError, match="The recipe is 9 layers x 128, tiny-reasoner is 6 x 128"):
+        new_model(Recipe(n_layers=9, start="tiny-reasoner"), loaded.tokenizer)
+
+
+def test_the_instruct_sibling_goes_on_from_the_base(loaded):
+    """A few steps of its recipe: the loss is the trained base's, far below that of new weights."""
+    spec = SPECS["tiny-reasoner-instruct"]
+    short = Recipe(steps=2, batch=8, lr=spec.recipe.lr, start="tiny-reasoner")
+    trained = pretrain(new_model(short, loaded.tokenizer), loaded.tokenizer, spec.mixture, short, lambda line: None)
+    new = Recipe(steps=2, batch=8)
+    untrained = pretrain(new_model(new, loaded.tokenizer), loaded.tokenizer, spec.mixture, new, lambda line: None)
+    assert trained < 1.0 < 4.0 < untrained
+
+
+def test_gates_of_siblings_are_their_own():
+    def measured(base, opened):
+        arms = (("neutral", base), ("worked opening prefilled", opened))
+        return {"with_system_prompt": [{"arm": arm, "temperature": 1.0, "accuracy": a} for arm, a in arms]}
+
+    assert gate(measured(0.5, 0.9)) and not gate(measured(0.5, 0.9), SPECS["tiny-reasoner-instruct"])
+    assert gate(measured(0.5, 0.6), SPECS["tiny-reasoner-instruct"])
+
+
+def test_a_sibling_needs_a_folder(capsys):
+    with pytest.raises(SystemExit):
+        main(["tiny-reasoner-wide"])
+    assert "say with --out where it goes" in capsys.readouterr().err
