@@ -66,7 +66,7 @@ class Readout:
         text = str(self._tokenizer.decode([index]))
         if not text or "�" in text:
             return str(self._tokenizer.convert_ids_to_tokens(index))
-        return "".join(_VISIBLE.get(character, character) for character in text)
+        return "".join(_VISIBLE.get(one, one if one.isprintable() else ascii(one)[1:-1]) for one in text)
 
     def tokens(self, indices: Tensor | list[int]) -> list[str]:
         """Of a list of ids."""

@@ -157,6 +157,19 @@ def test_tokens_are_shown_by_their_text():
     assert readout.vocabulary == 97
 
 
+def test_white_space_and_control_characters_are_visible():
+    class Spells:
+        def __len__(self):
+            return 4
+
+        def decode(self, ids):
+            return [" To", "\n\t", "\x07", "\u200b"][ids[0]]
+
+    loaded = loaded_model()
+    readout = Readout(LoadedModel(loaded.base, Spells(), loaded.layout, "tiny"))
+    assert readout.tokens([0, 1, 2, 3]) == ["␣To", "⏎⇥", "\\x07", "\\u200b"]
+
+
 def test_an_odd_width_has_a_gain_too():
     loaded = loaded_model(hidden_size=33, num_attention_heads=3, num_key_value_heads=3, head_dim=10)
     readout = Readout(loaded)

@@ -30,8 +30,8 @@ def write_png(panel: Panel, path: str | Path) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the font lacks: boxes
         drawn = BytesIO()
         figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
-        with Image.open(drawn) as image:  # a palette of 192 colours is a third of the size
-            image.convert("RGB").quantize(192, method=Image.Quantize.MEDIANCUT).save(temporary, "PNG", optimize=True)
+        with Image.open(drawn) as image:  # a palette is a third of the size
+            image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT).save(temporary, "PNG", optimize=True)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
