@@ -105,13 +105,13 @@ class Transfer(Analyzer):
             for arm, steering in arms.items():
                 rows += _cosines(name, arm, steering, own, work.seed)
         notes += [
-            "Recipient: " + (f"{self.recipient} ({print_of})" if self.recipient else "the donor itself") + ". Layers "
-            "are matched by relative depth: " + ", ".join(f"{a} -> {b}" for a, b in _places(work, other, vector).items())
+            "Recipient: " + (f"{self.recipient} ({print_of})" if self.recipient else "the donor itself") + ". "
+            "Layers are matched by relative depth: " + ", ".join(f"{a} -> {b}" for a, b in _places(work, other, vector).items())
             + ".",
             "norm_matched, ridge, procrustes and random have one length: the donor's norm times recipient's mean "
             "residual norm / donor's. Control and random: the mean over random vectors of these lengths.",
-            "Normalised gain: (arm - base) / (own - base), the problems resampled in pairs; no interval where own - base "
-            "may be 0.",
+            "Normalised gain: (arm - base) / (own - base), the problems resampled in pairs; no interval where own - "
+            "base may be 0.",
             "Maps are learned from both models' streams on the prompts' tokens, without answers or completions.",
         ]  # fmt: skip
         return Findings(rows, f"maps and norms: all prompt positions; accuracy: completions at temperature "
