@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from steerkit.analysis.texts import Batch, Text, of_groups, of_prompts
     from steerkit.analysis.token_language import TokenLanguage
     from steerkit.analysis.token_scale import TokenScale
+    from steerkit.analysis.transfer import Transfer
     from steerkit.analysis.work import Work
 
 _HOME = {
@@ -47,6 +48,7 @@ _HOME = {
     "TokenLanguage": "token_language",
     "TokenScale": "token_scale",
     "Trace": "engine",
+    "Transfer": "transfer",
     "Work": "work",
     "array_intervals": "statistics",
     "as_array": "result",
@@ -60,7 +62,7 @@ _HOME = {
 __all__ = [
     "AnalysisResult", "Analyzer", "Array", "AttentionShift", "Batch", "DiffSae", "Edit", "Engine", "Findings",
     "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale",
-    "Trace", "Work", "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts",
+    "Trace", "Transfer", "Work", "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts",
     "row",
 ]  # fmt: skip
 
