@@ -75,6 +75,17 @@ class Folded(Exporter):
             f"{layers(maps)}"
         )
 
+    def biases(self, vector: SteeringVector, loaded: LoadedModel) -> dict[str, Tensor]:
+        """Parameter name -> [D] fp32: what ``write`` puts there, for engines that take the biases alone later on.
+
+        Raises:
+            VectorError: for a vector that is not the same at every position.
+            ModelError: if a block has no single linear map that could carry it.
+        """
+        static = self.constants(vector)
+        maps = [linear_map(loaded, point) for point in static.tensors]
+        return {f"{name}.bias": bias for name, bias in _biases(loaded.base, maps, static).items()}
+
     def compare(self, vector: SteeringVector, loaded: LoadedModel, place: Path) -> Comparison:
         base, dtype = loaded.base, self._dtype(loaded.base)
         static = self.constants(vector)

@@ -71,6 +71,10 @@ class Sampler(ABC):
     """False: it draws from an approximation of the policy, and its log-probabilities are that one's; the update then
     weighs each token by importance.
     """
+    counter_based: bool = True
+    """False: another engine draws. Its samples are a function of the seed, but not by steerkit's uniforms, rounding may
+    depend on the batch, and its passes do not show in ``SteeredModel.counter``.
+    """
 
     @abstractmethod
     def stream(
@@ -85,7 +89,7 @@ class Sampler(ABC):
         """Yield (index into ``prompts``, its group of K rollouts) as groups are done, in any order.
 
         The t-th token of sample j of a problem must be drawn by the uniform of (seed, problem id, j, t), see
-        :mod:`steerkit.rollouts.uniforms`. Log-probabilities are those of logits / temperature (1 if greedy).
+        :mod:`steerkit.rollouts.uniforms` (unless ``counter_based`` is False). Log-probabilities are those of logits / temperature (1 if greedy).
         """
 
     def sample(

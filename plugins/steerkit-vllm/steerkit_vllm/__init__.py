@@ -1,0 +1,1 @@
+"""Rollouts by vLLM, as a steerkit plugin (``steerkit.samplers``: ``vllm``). Imports nothing: vLLM's workers load it."""
