@@ -114,9 +114,7 @@ def _loaded(model: SteeredModel, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
     return LoadedModel(model.base, tokenizer, model.layout, "base")
 
 
-def _start(
-    model: SteeredModel, tokenizer: PreTrainedTokenizerBase, dtype: str, arguments: Mapping[str, Any]
-) -> Engine:
+def _start(model: SteeredModel, tokenizer: PreTrainedTokenizerBase, dtype: str, arguments: Mapping[str, Any]) -> Engine:
     if taken := sorted(set(arguments) & {*_OWN, "model", "tokenizer", "dtype"}):
         raise SteerkitError(f"vllm: engine can't hold {', '.join(taken)}: the plugin sets it.")
     try:

@@ -80,7 +80,7 @@ def test_only_biases_go_over_and_the_prefix_cache_goes_with_them() -> None:
     model = steered()
     first = sample(model)
     load = ["steerkit_load_biases", "reset"]
-    assert fake_vllm.LOG == ["start", *load, "generate 4"]
+    assert ["start", *load, "generate 4"] == fake_vllm.LOG
     assert tokens(sample(model)) == tokens(first) and fake_vllm.LOG[4:] == ["generate 4"]  # nothing new, nothing sent
     with torch.no_grad():
         for item in model.interventions.values():
