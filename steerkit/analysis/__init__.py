@@ -62,8 +62,8 @@ _HOME = {
 __all__ = [
     "AnalysisResult", "Analyzer", "Array", "AttentionShift", "Batch", "DiffSae", "Edit", "Engine", "Findings",
     "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale",
-    "Trace", "Transfer", "Work", "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts",
-    "row",
+    "Trace", "Transfer", "Work", "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups",
+    "of_prompts", "row",
 ]  # fmt: skip
 
 

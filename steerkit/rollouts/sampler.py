@@ -89,7 +89,8 @@ class Sampler(ABC):
         """Yield (index into ``prompts``, its group of K rollouts) as groups are done, in any order.
 
         The t-th token of sample j of a problem must be drawn by the uniform of (seed, problem id, j, t), see
-        :mod:`steerkit.rollouts.uniforms` (unless ``counter_based`` is False). Log-probabilities are those of logits / temperature (1 if greedy).
+        :mod:`steerkit.rollouts.uniforms` (unless ``counter_based`` is False). Log-probabilities are those of
+        logits / temperature (1 if greedy).
         """
 
     def sample(

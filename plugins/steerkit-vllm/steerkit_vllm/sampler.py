@@ -91,9 +91,9 @@ def _check(model: SteeredModel, prompts: Sequence[EncodedPrompt], params: Sampli
         raise SteerkitError("vllm: set top_p to 1 and top_k to 0: its log-probabilities would be of what they leave.")
     if 0 < params.temperature < 0.01 or params.temperature > 2:
         raise SteerkitError(f"vllm: temperature must be 0 or from 0.01 to 2, got {params.temperature}.")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        if torch.distributed.get_world_size() > 1:
-            raise SteerkitError("vllm runs beside one training process: set trainer.devices to 1.")
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if several and torch.distributed.get_world_size() > 1:
+        raise SteerkitError("vllm runs beside one training process: set trainer.devices to 1.")
 
 
 def _rollout(output: Any, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int], max_tokens: int) -> Rollout:
