@@ -3,8 +3,7 @@ r"""Rollouts: tokens a second against transformers' ``generate`` and against the
     python benchmarks/rollouts.py [--form full|short|smoke] [--models smollm2-135m-instruct tiny-reasoner]
 
 Ours: the default sampler with a static vector on every layer, keeping the stream for the update. Theirs: the bare
-model, ``generate`` with do_sample, temperature 1, no truncation. Temperature 1 and the same prompts, samples and
-lengths on both sides.
+model, ``generate`` with do_sample. Temperature 1, no truncation, the same prompts, samples and lengths on both sides.
 
 - rollouts_vs_generate: every completion has the full length.
 - rollouts_vs_linear_limit: ours over what the linear layers alone would allow at that many rows, measured before each
@@ -35,6 +34,9 @@ class Sides:
         self.inputs = work.padded(k)
         self.expected = sum(lengths) if lengths else len(work.prompts) * k * tokens
         self.seed = 0
+        # The sampler's probes of the model, made once, call the unembedding, too: StopAt would count them.
+        with never_stopping(work.loaded):
+            self.sampler.sample(self.policy, work.loaded.tokenizer, work.prompts[:2], k, SamplingParams(1.0, 2), 0)
 
     def ours(self) -> float:
         self.seed += 1

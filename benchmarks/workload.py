@@ -88,6 +88,7 @@ class StopAt:
     (one prefill, then one token a row); which row gets which length is left to the order of the rows.
 
     Args:
+        loaded: its unembedding is called once for each age, and for nothing else.
         lengths: of all completions, at least 2 each.
         leave: whether rows that ended leave the batch (steerkit); else they stay, padded (``generate``).
     """

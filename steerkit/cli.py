@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"steerkit {verb}: interrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `steerkit plugins | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a command that SIGPIPE ends
     except Exception as error:
         if debug or not _no_memory(error):
             raise

@@ -42,3 +42,10 @@ def test_plugins_lists_the_built_in_ones_and_loads_nothing_heavy() -> None:
 def test_python_dash_m(argument: str) -> None:
     # The same entry point, started as a module.
     assert "steerkit" in python("-m", "steerkit", argument).lower()
+
+
+def test_a_reader_that_has_seen_enough():
+    """``steerkit plugins | head -1``: no traceback."""
+    command = f"{sys.executable} -m steerkit plugins | head -c 10"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "KIND      " and done.stderr == ""

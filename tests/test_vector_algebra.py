@@ -88,6 +88,25 @@ def test_sum_of_two_layers_steers_both():
     assert "sum_of" in (v3 + v7).metadata.receipts
 
 
+def test_what_a_changed_vector_says_of_itself():
+    recipe = {"prompt": {"style": "plain"}, "max_tokens": 9, "rewards": "exact"}
+    results = [{"arm": "steered", "set": "s", "temperature": 0, "accuracy": 0.5, "ci95": [0.4, 0.6], "n": 4, "k": 1}]
+
+    def told(layer, **more):
+        metadata = VectorMetadata("m", "f", 2, 8, {**recipe, "results": results, "steps": 5, **more})
+        return SteeringVector("static", {HookPoint(layer): {"vector": torch.ones(2)}}, {}, metadata)
+
+    # How to measure it stays; what the parents were measured to do does not.
+    both = (told(3) + 0.5 * told(7, max_tokens=10)).metadata.receipts
+    assert both["prompt"] == recipe["prompt"] and both["rewards"] == "exact"
+    assert "max_tokens" not in both and "results" not in both and "steps" not in both
+    assert [part["steps"] for part in both["sum_of"]] == [5, 5] and both["sum_of"][1]["changed"] == ["times 0.5"]
+    less = (-told(3)).with_mask("generated").at(3).metadata.receipts
+    assert less["changed"] == ["times -1", "token mask generated", "only layers.3.output"]
+    assert "results" not in less and less["steps"] == 5 and less["prompt"] == recipe["prompt"]
+    assert told(3).as_static().metadata.receipts["results"] == results
+
+
 def test_sum_at_one_layer_adds_numbers():
     first, second = make(seed=1), make("lowrank", seed=2)
     total = first + 0.5 * second

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steerkit.analysis.attention_shift import AttentionShift
     from steerkit.analysis.base import Analyzer
     from steerkit.analysis.diff_sae import DiffSae
     from steerkit.analysis.engine import Edit, Engine, Trace, make_engine
@@ -33,6 +34,7 @@ _HOME = {
     "AnalysisResult": "result",
     "Analyzer": "base",
     "Array": "result",
+    "AttentionShift": "attention_shift",
     "Batch": "texts",
     "DiffSae": "diff_sae",
     "Edit": "engine",
@@ -58,8 +60,9 @@ _HOME = {
     "row": "statistics",
 }
 __all__ = [
-    "AnalysisResult", "Analyzer", "Array", "Batch", "DiffSae", "Edit", "Engine", "Findings", "Geometry", "LogitLens",
-    "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale", "Trace", "Transfer", "Work",
+    "AnalysisResult", "Analyzer", "Array", "AttentionShift", "Batch", "DiffSae", "Edit", "Engine", "Findings",
+    "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale", "Trace",
+    "Transfer", "Work",
     "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts", "row",
 ]  # fmt: skip
 

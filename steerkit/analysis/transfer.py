@@ -106,7 +106,8 @@ class Transfer(Analyzer):
                 rows += _cosines(name, arm, steering, own, work.seed)
         notes += [
             "Recipient: " + (f"{self.recipient} ({print_of})" if self.recipient else "the donor itself") + ". "
-            "Layers are matched by relative depth: " + ", ".join(f"{a} -> {b}" for a, b in _places(work, other, vector).items())
+            "Layers are matched by relative depth: "
+            + ", ".join(f"{a} -> {b}" for a, b in _places(work, other, vector).items())
             + ".",
             "norm_matched, ridge, procrustes and random have one length: the donor's norm times recipient's mean "
             "residual norm / donor's. Control and random: the mean over random vectors of these lengths.",
@@ -126,8 +127,10 @@ class Transfer(Analyzer):
         base = work.loaded.base
         loaded = load_model(self.recipient, dtype=base.dtype, device=base.device)
         if loaded.tokenizer.get_vocab() != work.loaded.tokenizer.get_vocab():
-            raise SteerkitError(f"{self.recipient} has another tokenizer than {work.loaded.name}: maps need both models "
-                                "to read the same tokens.")  # fmt: skip
+            raise SteerkitError(
+                f"{self.recipient} has another tokenizer than {work.loaded.name}: maps need both models to read the "
+                "same tokens."
+            )
         with left_as_found(loaded.base), make_engine(work.engine.name, loaded) as engine:
             yield replace(work, loaded=loaded, engine=engine)
 

@@ -70,7 +70,8 @@ def _in_two(
         shared = steered[:1, start : start + common]
     cache = DynamicCache()
     with _positions(model, shared), model.rows([policy]):
-        _run(model, first, torch.ones_like(first), torch.arange(common, device=device)[None], cache)
+        places = torch.arange(common, device=device)[None]
+        model.hidden_states(first, torch.ones_like(first), places, past_key_values=cache, use_cache=True)
     before = _taken(kept, batch[:1], device)
     cache.reorder_cache(torch.zeros(len(batch), dtype=torch.long, device=device))  # type: ignore[arg-type]
     own = rest_mask.bool() if steered is None else steered[:, -rest.shape[1] :]

@@ -18,7 +18,11 @@ from steerkit.vectors import limits
 
 if TYPE_CHECKING:
     from steerkit.interventions.base import Intervention
-    from steerkit.vectors.value import SteeringVector
+    from steerkit.vectors.value import SteeringVector, VectorMetadata
+
+
+_HOW_TO_MEASURE = ("prompt", "max_tokens", "dataset", "dataset_spec", "rewards")
+"""Receipts by which ``steerkit evaluate`` sets prompt, length, problems and verifier: a sum keeps those of both."""
 
 
 def _plugin(vector: SteeringVector) -> type[Intervention]:
@@ -40,7 +44,15 @@ def scaled(vector: SteeringVector, factor: float) -> SteeringVector:
         point: {name: t * factor if name in linear else t for name, t in named.items()}
         for point, named in vector.tensors.items()
     }
-    return replace(vector, tensors=tensors)
+    return replace(vector, tensors=tensors, metadata=changed(vector, f"times {factor:g}"))
+
+
+def changed(vector: SteeringVector, how: str) -> VectorMetadata:
+    """Where the changed vector comes from. What the old one was measured to do is no fact of the new one."""
+    receipts = {key: value for key, value in vector.metadata.receipts.items() if key != "results"}
+    before = receipts.get("changed")
+    receipts["changed"] = [*(before if isinstance(before, list) else []), how]
+    return replace(vector.metadata, receipts=receipts)
 
 
 def add(first: SteeringVector, second: SteeringVector) -> SteeringVector:
@@ -60,7 +72,9 @@ def add(first: SteeringVector, second: SteeringVector) -> SteeringVector:
             f"One vector acts on {first.token_mask!r}, the other on {second.token_mask!r}: "
             "give both one token mask (with_mask) before you add them."
         )
-    parents = {"sum_of": [_origin(first), _origin(second)]}
+    ours, theirs = first.metadata.receipts, second.metadata.receipts
+    parents = {key: ours[key] for key in _HOW_TO_MEASURE if key in ours and ours[key] == theirs.get(key)}
+    parents["sum_of"] = [_origin(first), _origin(second)]
     same_base = first.metadata.fingerprint == second.metadata.fingerprint
     metadata = replace(first.metadata, receipts=parents, fingerprint=first.metadata.fingerprint if same_base else "")
     if _plugin(first).constant and _plugin(second).constant:
@@ -115,7 +129,8 @@ def at(vector: SteeringVector, layers: Sequence[int | str]) -> SteeringVector:
             raise VectorError(f"The vector has no hook point at {spec}: it has {', '.join(map(str, vector.tensors))}.")
         chosen.update(dict.fromkeys(found))
     whole = as_static(vector) if _plugin(vector).constant else vector
-    return replace(whole, tensors={point: whole.tensors[point] for point in chosen})
+    metadata = changed(vector, f"only {', '.join(map(str, chosen))}")
+    return replace(whole, tensors={point: whole.tensors[point] for point in chosen}, metadata=metadata)
 
 
 def directions(vector: SteeringVector) -> dict[HookPoint, Tensor]:

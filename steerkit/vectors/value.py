@@ -222,7 +222,8 @@ class SteeringVector:
 
     def with_mask(self, token_mask: TokenMask | str) -> SteeringVector:
         """The same vector at other positions."""
-        return replace(self, token_mask=str(token_mask))
+        metadata = algebra.changed(self, f"token mask {token_mask}")
+        return replace(self, token_mask=str(token_mask), metadata=metadata)
 
     # -- files (vectors/files.py, vectors/hub.py)
 

@@ -10,8 +10,9 @@ import pytest
 
 from steerkit.datasets.arithmetic import Arithmetic
 from steerkit.errors import DataError, PluginError, SteerkitError
+from steerkit.registry import KINDS
 from steerkit.rewards import Reward, Verifiable
-from steerkit.testing import check_dataset, check_reward, check_verifier
+from steerkit.testing import check_dataset, check_reward, check_verifier, checks
 from steerkit.testing.checks import Check, contract, failure
 from steerkit.testing.datasets import dataset_checks
 from steerkit.testing.rewards import reward_checks
@@ -330,7 +331,9 @@ def test_a_verifier_that_does_not_understand_the_answers() -> None:
 # -- the frame
 
 
-def test_kinds_without_a_contract() -> None:
+def test_kinds_without_a_contract(monkeypatch) -> None:
+    assert set(checks.CONTRACTS) == set(KINDS)
+    monkeypatch.delitem(checks.CONTRACTS, "exporters")
     with pytest.raises(PluginError, match="no contract for exporters yet; kinds with one: models, interventions"):
         contract("exporters")
     with pytest.raises(SteerkitError, match="Did you mean 'rewards'"):
