@@ -61,15 +61,9 @@ _HOME = {
 }
 __all__ = [
     "AnalysisResult", "Analyzer", "Array", "AttentionShift", "Batch", "DiffSae", "Edit", "Engine", "Findings",
-<<<<<<< HEAD
     "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale",
     "Trace", "Transfer", "Work", "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups",
     "of_prompts", "row",
-=======
-    "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale", "Trace",
-    "Transfer", "Work",
-    "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts", "row",
->>>>>>> 77ffac3395d1e59f98a6fdfc91a998bf7841dbff
 ]  # fmt: skip
 
 

@@ -107,12 +107,7 @@ class Transfer(Analyzer):
         notes += [
             "Recipient: " + (f"{self.recipient} ({print_of})" if self.recipient else "the donor itself") + ". "
             "Layers are matched by relative depth: "
-<<<<<<< HEAD
             + ", ".join(f"{a} -> {b}" for a, b in _places(work, other, vector).items()) + ".",
-=======
-            + ", ".join(f"{a} -> {b}" for a, b in _places(work, other, vector).items())
-            + ".",
->>>>>>> 77ffac3395d1e59f98a6fdfc91a998bf7841dbff
             "norm_matched, ridge, procrustes and random have one length: the donor's norm times recipient's mean "
             "residual norm / donor's. Control and random: the mean over random vectors of these lengths.",
             "Normalised gain: (arm - base) / (own - base), the problems resampled in pairs; no interval where own - "
@@ -132,13 +127,8 @@ class Transfer(Analyzer):
         loaded = load_model(self.recipient, dtype=base.dtype, device=base.device)
         if loaded.tokenizer.get_vocab() != work.loaded.tokenizer.get_vocab():
             raise SteerkitError(
-<<<<<<< HEAD
                 f"{self.recipient} has another tokenizer than {work.loaded.name}: maps need both models to read "
                 "the same tokens."
-=======
-                f"{self.recipient} has another tokenizer than {work.loaded.name}: maps need both models to read the "
-                "same tokens."
->>>>>>> 77ffac3395d1e59f98a6fdfc91a998bf7841dbff
             )
         with left_as_found(loaded.base), make_engine(work.engine.name, loaded) as engine:
             yield replace(work, loaded=loaded, engine=engine)
