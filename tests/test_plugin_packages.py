@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
-NAMES = ("steerkit-ablation", "steerkit-countdown", "steerkit-repetition", "steerkit-smollm2")
+NAMES = ("steerkit-ablation", "steerkit-countdown", "steerkit-repetition", "steerkit-smollm2", "steerkit-vllm")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,7 @@ def test_they_are_listed_with_their_distributions(installed: dict[str, str]) -> 
         ("rewards", "countdown", "steerkit_countdown.reward:CountdownReward", "steerkit_countdown", "0.1.0"),
         ("rewards", "repetition", "steerkit_repetition:Repetition", "steerkit_repetition", "0.1.0"),
         ("models", "smollm2-135m-instruct", "steerkit_smollm2:smollm2_135m_instruct", "steerkit_smollm2", "0.1.0"),
+        ("samplers", "vllm", "steerkit_vllm.sampler:VllmSampler", "steerkit_vllm", "0.1.0"),
     }
 
 

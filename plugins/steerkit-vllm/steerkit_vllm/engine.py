@@ -34,8 +34,8 @@ _running: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, Engine]] = weakre
 class Engine:
     """vLLM with a bias behind each block, zero where nothing is steered."""
 
-    def __init__(self, llm: Any, folder: str) -> None:
-        self.llm = llm
+    def __init__(self, llm: Any, folder: str, dtype: str) -> None:
+        self.llm, self._dtype = llm, dtype
         # Not before: vLLM may read its configuration again.
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._loaded: dict[str, bytes] = {}
@@ -51,7 +51,7 @@ class Engine:
         if raw == self._loaded:
             return
         self._loaded = {}  # an update that fails half-way is sent again
-        self.llm.collective_rpc("steerkit_load_biases", args=(raw,))
+        self.llm.collective_rpc("steerkit_load_biases", args=(raw, self._dtype))
         # Cached keys and values of prompts are those of the former vector.
         if not self.llm.reset_prefix_cache():
             raise SteerkitError("vllm: its prefix cache can't be reset, so it would mix the old vector with the new.")
@@ -131,7 +131,8 @@ def _start(model: SteeredModel, tokenizer: PreTrainedTokenizerBase, dtype: str, 
                 f"vllm serves bases that fold into a Llama checkpoint (Llama, Qwen2, Mistral), not "
                 f"{config['model_type']!r}."
             )
-        return Engine(LLM(model=folder, dtype="auto", **_OWN, **arguments), folder)
+        # Said outright: vLLM's own "auto" makes 16 bits of a float32 checkpoint.
+        return Engine(LLM(model=folder, dtype=config["dtype"], **_OWN, **arguments), folder, config["dtype"])
     except SteerkitError:
         shutil.rmtree(folder, ignore_errors=True)
         raise

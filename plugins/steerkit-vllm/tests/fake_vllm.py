@@ -7,6 +7,7 @@ From vLLM 0.33.0 (the wheel on PyPI):
 - ``SamplingParams``: fields, defaults and limits of vllm/sampling_params.py (temperatures below 0.01 become 0.01);
 - ``TokensPrompt``: vllm/inputs/llm.py; ``RequestOutput`` and ``CompletionOutput``: vllm/outputs.py; ``Logprob``:
   vllm/logprobs.py;
+- ``dtype="auto"`` makes 16 bits of a float32 checkpoint: vllm/config/model.py;
 - the worker's extension: vllm/v1/worker/worker_base.py (mixed in by its dotted name, no attribute may clash);
 - ``processed_logprobs``: vllm/v1/sample/sampler.py (greedy: of the logits; else of logits / temperature).
 
@@ -88,6 +89,7 @@ class _Worker:
         parameters, done = dict(self._net.named_parameters()), set()
         for name, tensor in weights:
             assert name.endswith(".bias"), f"{name} is no bias"
+            assert tensor.dtype == parameters[name].dtype  # vLLM warns of each that differs
             parameters[name].data.copy_(tensor)  # KeyError for a name that the checkpoint has not
             done.add(name)
         return done
@@ -113,7 +115,10 @@ class LLM:
         LOG.append("start")
         self.skips_tokenizer = skip_tokenizer_init
         self.mode = kwargs.get("logprobs_mode", "raw_logprobs")
-        self.net: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto", local_files_only=True).eval()
+        kept = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(
+            dtype, torch.bfloat16
+        )
+        self.net: Any = AutoModelForCausalLM.from_pretrained(model, dtype=kept, local_files_only=True).eval()
         self.max_model_len = kwargs.get("max_model_len") or self.net.config.max_position_embeddings
         module, name = kwargs["worker_extension_cls"].rsplit(".", 1)
         extension = getattr(importlib.import_module(module), name)

@@ -69,7 +69,7 @@ def test_contract_sees_the_wrong_vector(monkeypatch: pytest.MonkeyPatch) -> None
     from steerkit_vllm import engine, worker
 
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="full steered pass"):
-        patch.setattr(worker.BiasLoader, "steerkit_load_biases", lambda self, biases: 0)
+        patch.setattr(worker.BiasLoader, "steerkit_load_biases", lambda self, biases, dtype: 0)
         check_sampler(VllmSampler)
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="full steered pass"):
         patch.setitem(engine._OWN, "logprobs_mode", "raw_logprobs")
@@ -140,6 +140,13 @@ def test_refuses_attention_site_and_several_policies() -> None:
     prompts = [EncodedPrompt(p.example, p.text, p.ids, policy=1) for p in PROMPTS]
     with pytest.raises(SteerkitError, match="several policies"):
         VllmSampler().sample(steered(), tiny_tokenizer(), prompts, 1, PARAMS, seed=0)
+
+
+def test_refuses_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(SteerkitError, match=r"trainer\.devices to 1"):
+        sample(steered())
 
 
 def test_engine_arguments_and_faults(monkeypatch: pytest.MonkeyPatch) -> None:
