@@ -122,7 +122,8 @@ class LLM:
         self.max_model_len = kwargs.get("max_model_len") or self.net.config.max_position_embeddings
         module, name = kwargs["worker_extension_cls"].rsplit(".", 1)
         extension = getattr(importlib.import_module(module), name)
-        assert not [a for a in dir(extension) if not a.startswith("__") and hasattr(_Worker, a)]
+        # As vLLM checks, but for what every object has: nnsight, once traced with, gives `object` a `save`.
+        assert not [a for a in set(dir(extension)) - set(dir(object)) if not a.startswith("__") and hasattr(_Worker, a)]
         self.worker = type("Worker", (_Worker, extension), {})(self.net)
         self.prefixes: dict[tuple[int, ...], torch.Tensor] = {}
 
