@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steerkit.analysis.attention_shift import AttentionShift
     from steerkit.analysis.base import Analyzer
+    from steerkit.analysis.composition import Composition
     from steerkit.analysis.engine import Edit, Engine, Trace, make_engine
     from steerkit.analysis.geometry import Geometry
     from steerkit.analysis.logit_lens import LogitLens
@@ -34,6 +35,7 @@ _HOME = {
     "Array": "result",
     "AttentionShift": "attention_shift",
     "Batch": "texts",
+    "Composition": "composition",
     "Edit": "engine",
     "Engine": "engine",
     "Findings": "result",
@@ -56,7 +58,7 @@ _HOME = {
     "row": "statistics",
 }
 __all__ = [
-    "AnalysisResult", "Analyzer", "Array", "AttentionShift", "Batch", "Edit", "Engine", "Findings",
+    "AnalysisResult", "Analyzer", "Array", "AttentionShift", "Batch", "Composition", "Edit", "Engine", "Findings",
     "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale",
     "Trace", "Work", "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups", "of_prompts",
     "row",

@@ -80,7 +80,7 @@ class AttentionShift(Analyzer):
                 number=["value", "low", "high", "control"],
             )  # fmt: skip
         notes = [
-            "Total variation: half the sum over keys of |steered - vanilla| attention weight, 0 (the same) to 1 (no key "
+            "Total variation: half the sum over keys of |steered - vanilla| weight, 0 (the same) to 1 (no key "
             "in common); mean over query positions, then over prompts.",
             "Control: norm-matched random vectors on the same tokens. Layers up to the lowest steered one can't move.",
         ]
