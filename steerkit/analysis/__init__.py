@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steerkit.analysis.attention_shift import AttentionShift
     from steerkit.analysis.base import Analyzer
+    from steerkit.analysis.composition import Composition
     from steerkit.analysis.diff_sae import DiffSae
     from steerkit.analysis.engine import Edit, Engine, Trace, make_engine
     from steerkit.analysis.geometry import Geometry
@@ -36,6 +37,7 @@ _HOME = {
     "Array": "result",
     "AttentionShift": "attention_shift",
     "Batch": "texts",
+    "Composition": "composition",
     "DiffSae": "diff_sae",
     "Edit": "engine",
     "Engine": "engine",
@@ -60,8 +62,8 @@ _HOME = {
     "row": "statistics",
 }
 __all__ = [
-    "AnalysisResult", "Analyzer", "Array", "AttentionShift", "Batch", "DiffSae", "Edit", "Engine", "Findings",
-    "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale",
+    "AnalysisResult", "Analyzer", "Array", "AttentionShift", "Batch", "Composition", "DiffSae", "Edit", "Engine",
+    "Findings", "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale",
     "Trace", "Transfer", "Work", "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups",
     "of_prompts", "row",
 ]  # fmt: skip

@@ -68,7 +68,7 @@ class PathPatching(Analyzer):
     temperature: float = 0.0
     controls: int = 2
     top: int = 8
-    verifier: str = "math"
+    verifier: str | dict[str, Any] = "math"
     sampler: str = "fast"
 
     def __post_init__(self) -> None:
