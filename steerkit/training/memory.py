@@ -36,7 +36,7 @@ prefix again, without gradient.
 
 
 def budget_bytes(gigabytes: float | None, device: torch.device) -> float:
-    """Bytes for what a step keeps: 1.5 GB on a CPU, a quarter of an accelerator's memory, unless said otherwise.
+    """Bytes for what a step keeps: 1 GB on a CPU, a quarter of an accelerator's memory, unless said otherwise.
 
     A constant of the machine, not what is free at the moment: the split into micro-batches must repeat itself.
 
@@ -47,7 +47,7 @@ def budget_bytes(gigabytes: float | None, device: torch.device) -> float:
         if not gigabytes > 0:
             raise SteerkitError(f"memory_budget must be above 0 (GB), got {gigabytes}.")
         return gigabytes * 1e9
-    return torch.cuda.get_device_properties(device).total_memory / 4 if device.type == "cuda" else 1.5e9
+    return torch.cuda.get_device_properties(device).total_memory / 4 if device.type == "cuda" else 1e9
 
 
 class Budget:

@@ -80,7 +80,7 @@ class SteeringModule(L.LightningModule):
         max_tokens: length limit of a completion; a cut-off one counts as wrong.
         template: how a problem is put to the model.
         micro_batch_tokens: padded tokens in one forward and backward pass, at most.
-        memory_budget: GB that a step's activations may take (1 GB = 10^9 bytes); default: 1.5 on a CPU, a quarter of an
+        memory_budget: GB that a step's activations may take (1 GB = 10^9 bytes); default: 1 on a CPU, a quarter of an
             accelerator's memory.
         validation_temperatures: the validation accuracy is taken at each of these.
         dtype: of the base: ``auto`` (as saved; float32 on a CPU), ``float32``, ``bfloat16``...
