@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from steerkit.models import SteeredModel
 
+PREFILL_TOKENS = 8192
+"""Prompt tokens of one forward pass, padding included; a longer prompt has a pass of its own."""
+
 
 class FastSampler(Sampler):
     """Continuous batching: finished rows leave, waiting prompts join; the same samples as the reference sampler, up to
@@ -152,13 +155,26 @@ class _Decoder:
         if not n_prompts or (self.cache.n_rows and free < self.n_slots // 4 and n_prompts < len(self.waiting)):
             return logits
         chosen, self.waiting = self.waiting[-n_prompts:], self.waiting[:-n_prompts]
+        fresh = torch.cat([self._prefill(part) for part in self._parts(chosen)])
+        return fresh if logits is None else torch.cat([logits, fresh])
+
+    def _parts(self, chosen: list[int]) -> Iterator[list[int]]:
+        """Prompts whose forward passes stay within ``PREFILL_TOKENS``: what a pass makes of them is held twice, as it
+        comes and in the cache.
+        """
+        most = max(1, PREFILL_TOKENS // max(len(self.prompts[index].ids) for index in chosen))
+        for first in range(0, len(chosen), most):
+            yield chosen[first : first + most]
+
+    def _prefill(self, chosen: list[int]) -> Tensor:
+        """Add the rows of these prompts; [p K, V] their first logits."""
         batch = [self.prompts[index] for index in chosen]
         filled, fresh, streams = prefill(self.model, batch, self.tokenizer.pad_token_id, self.kept)
         self.cache.join(filled, [len(prompt.ids) for prompt in batch], self.k)
-        first = self.cache.n_rows - n_prompts * self.k
+        first = self.cache.n_rows - len(chosen) * self.k
         ids = [p.example.id for p in batch for _ in range(self.k)]
         seeds = [self.seed if p.seed is None else p.seed for p in batch for _ in range(self.k)]
-        noise = uniforms(seeds, ids, list(range(self.k)) * n_prompts, self.params.max_tokens)
+        noise = uniforms(seeds, ids, list(range(self.k)) * len(chosen), self.params.max_tokens)
         self.u[first : self.cache.n_rows] = torch.from_numpy(noise).to(self.u)
         self.age[first : self.cache.n_rows] = 0
         self.owners[first : self.cache.n_rows] = [(index, j) for index in chosen for j in range(self.k)]
@@ -172,8 +188,7 @@ class _Decoder:
                 self.prompt_streams[index] = streams[row, -len(self.prompts[index].ids) :].clone()
             if self.stream is None:
                 self.stream = streams.new_zeros(self.n_slots, self.params.max_tokens, streams.shape[-1])
-        fresh = fresh.repeat_interleave(self.k, dim=0)
-        return fresh if logits is None else torch.cat([logits, fresh])
+        return fresh.repeat_interleave(self.k, dim=0)
 
     def _draw(self, logits: Tensor) -> list[int]:
         """Sample one token a row; returns the slots that are finished."""

@@ -79,6 +79,16 @@ def test_any_number_of_rows(max_rows, cache):
     compare(policy(), problems(9), FastSampler(max_rows=max_rows))
 
 
+@pytest.mark.parametrize(("most", "passes"), [(1, 9), (26, 5), (8192, 1)])
+def test_prompts_run_in_passes_that_memory_allows(most, passes, cache, monkeypatch):
+    calls = []
+    prefill = fast_sampler.prefill
+    monkeypatch.setattr(fast_sampler, "PREFILL_TOKENS", most)
+    monkeypatch.setattr(fast_sampler, "prefill", lambda *arguments: calls.append(1) or prefill(*arguments))
+    compare(policy(), problems(9), FastSampler())
+    assert len(calls) == passes
+
+
 @pytest.mark.parametrize("mask", ["prompt", "generated", "first_generated", "not_first_generated", "last_prompt:2"])
 def test_masks(mask, cache):
     compare(policy(mask=mask, cls=Gated), problems(6), FastSampler(max_rows=6))
