@@ -7,25 +7,25 @@ prefilled recovers most of its gain.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from steerkit.analysis.accuracy import Judge, accuracy_row, ratio_row
-from steerkit.analysis.base import Analyzer
+from steerkit.analysis.accuracy import Judge
+from steerkit.analysis.base import Analyzer, at_least_one
+from steerkit.analysis.next_token import NONE, Opening, along
+from steerkit.analysis.openings import Arms, best_opening, likeliest, single_token, trained_opening
 from steerkit.analysis.parts import Part
 from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
 from steerkit.analysis.statistics import by_problem, row
 from steerkit.analysis.texts import Text, of_groups
 from steerkit.analysis.work import Work
-from steerkit.errors import SteerkitError, VectorError
-from steerkit.hookpoints import HookPoint
-from steerkit.rollouts import EncodedPrompt
+from steerkit.errors import SteerkitError
 from steerkit.vectors import SteeringVector
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 DISTANCE = "total variation of the next token, steered against base"
 CHANGE = "probability of the generated token, steered - base"
-ACCURACY = "accuracy"
-RECOVERED = "share of the vector's gain"
+MOVED = "share of positions where the likeliest token is another one"
+OPENING = "probability of the first generated token"
+PLACES = {"first": slice(0, 1), "other": slice(1, None)}
 
 
 @final
@@ -43,13 +44,18 @@ class FirstToken(Analyzer):
     """Does a vector work through the first generated token: changes by position, substitutions, accuracy.
 
     Args:
-        token: text prefilled in the prompt, one token; empty: the token that the vector raises most at the first position.
-        retrained: name of the vector that was trained on the prompt with that token prefilled; empty: none.
+        token: text of the one token that is prefilled behind the prompt; empty: the one that ``retrained`` was trained
+            behind, else that of ``validation``, else the one whose probability at the first position the vector
+            raises most.
+        validation: data set or file, on whose validation split the token is chosen: of the base's likeliest first
+            tokens the one with the best accuracy when prefilled.
+        retrained: folder or hub id of a vector trained on prompts with the token prefilled (``steerkit fit`` with
+            ``--model.template.assistant_prefix``); adds its row.
         temperatures: of the completions that are judged; 0 is greedy.
         k: completions of a prompt at temperatures above 0.
-        max_tokens: length limit of completions.
+        max_tokens: length limit of completions, the prefilled token among them.
         controls: norm-matched random vectors; the first is also decoded.
-        top: tokens and pairs listed.
+        top: first tokens and pairs that are listed.
         verifier: of the completions.
         sampler: of the completions.
     """
@@ -58,222 +64,112 @@ class FirstToken(Analyzer):
     needs_answers: ClassVar[bool] = True
 
     token: str = ""
+    validation: str = ""
     retrained: str = ""
     temperatures: list[float] = field(default_factory=lambda: [0.0, 1.0])
     k: int = 4
     max_tokens: int = 96
     controls: int = 2
-    top: int = 10
+    top: int = 8
     verifier: str | dict[str, Any] = "math"
     sampler: str = "fast"
 
     def __post_init__(self) -> None:
+        at_least_one(self, "k", "controls", "top")
         if self.max_tokens < 2:
             raise SteerkitError(f"max_tokens must be at least 2, got {self.max_tokens}.")
-        for name in ("k", "controls", "top"):
-            if getattr(self, name) < 1:
-                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not self.temperatures or min(self.temperatures) < 0:
             raise SteerkitError(f"temperatures must be 0 (greedy) or more, got {self.temperatures}.")
 
+    def inputs(self) -> Mapping[str, str]:
+        return {} if self._again is None else {"retrained": self._again.digest()}
+
+    @cached_property
+    def _again(self) -> SteeringVector | None:
+        return SteeringVector.from_pretrained(self.retrained) if self.retrained else None
+
     def analyze(self, work: Work) -> Findings:
-        if self.retrained and self.retrained not in work.vectors:
-            raise SteerkitError(
-                f"No vector is named {self.retrained!r} (retrained): there are {', '.join(work.vectors)}."
-            )
-        vectors = {name: vector for name, vector in work.vectors.items() if name != self.retrained}
-        if not vectors:
-            raise VectorError("first_token takes a vector beside the retrained one.")
-        asked = self._asked(work)
-        rows: list[dict[str, Any]] = []
+        asked, why = self._asked(work)
+        base = Opening(work, "base", None)
+        rows = self._openings(work, "base", base, [])
         arrays: dict[str, Array] = {}
-        tables: dict[str, list[dict[str, Any]]] = {"pairs": [], "first": []}
+        pairs: list[dict[str, Any]] = []
+        said: list[str] = []
         with Judge(work, self.verifier) as judge:
-            for name, vector in vectors.items():
+            for name, vector in work.vectors.items():
+                controls = {f"{name}, control {k}": one for k, one in enumerate(work.controls(vector, self.controls))}
                 texts = of_groups(work.generations(name, vector, 1, 1.0, self.max_tokens, self.sampler))
-                found = self._forced(work, name, vector, texts)
-                random = [
-                    self._forced(work, f"{name}, control {k}", control, texts)
-                    for k, control in enumerate(work.controls(vector, self.controls))
-                ]
-                rows += self._changes(work, name, texts, found, random)
-                tables["pairs"] += self._pairs(work, name, found)
-                tables["first"] += self._openings(work, name, found)
-                arrays[name] = self._curve(found, random)
-                token = asked if asked is not None else int((found["first"][1] - found["first"][0]).argmax())
-                rows += self._accuracies(work, judge, name, vector, token)
+                found = along(work, name, vector, texts)
+                random = [along(work, label, control, texts) for label, control in controls.items()]
+                rows += _changes(work, name, texts, found, random)
+                arrays[name] = _curve(texts, found, random, work.seed)
+                pairs += self._pairs(work, name, found)
+                opening = Opening(work, name, vector)
+                rise = opening.mean() - base.mean()
+                token = likeliest(work, rise) if asked is None else asked
+                others = [Opening(work, label, control) for label, control in controls.items()]
+                rows += self._openings(work, name, opening, others, (token,))
+                arms = Arms(work, judge, self.temperatures, self.k, self.max_tokens, self.sampler)
+                rows += arms.rows(name, vector, token, likeliest(work, base.mean()), self._again)
+                said.append(f"{work.readout.token(token)} for {name} ({why})")
         notes = [
-            "First: the position that predicts the first generated token; other: all later ones. Both runs read the "
-            "vector's own completions (temperature 1). Control: norm-matched random vectors on the same tokens.",
-            "Pairs: the base's favourite at a position -> the token that the vector raises most there, where the "
-            "steered favourite is another one.",
-            "first only / not first: the vector at the first position alone / at all but it, whatever its own mask. "
-            "prefilled: the token behind the prompt, max_tokens one less. Control of accuracies: the first random "
-            "vector in the vector's place; of the prefilled base, the base's own favourite first token prefilled.",
-            "The share of the gain has no interval where the vector's gain may be 0.",
+            f"Prompts: {_template_in_words(work)}.",
+            "first: the position that predicts the first generated token (the prompt's last); other: all later ones. "
+            "Base and steered run read the vector's own completions (temperature 1). Control: norm-matched random "
+            "vectors on the same tokens.",
+            "Pairs: the base's likeliest token -> the one whose probability rises most, where the likeliest one is "
+            "another under the vector.",
+            f"Prefilled token: {'; '.join(said)}. It counts as one of max_tokens, and as a part of what is judged.",
+            "first only, not first: the vector at the first position alone, at all but that, whatever its own mask. "
+            "Control of an accuracy: the same with a norm-matched random vector; of the base with a token prefilled: "
+            "with the base's own likeliest first token prefilled.",
+            "Share of the gain: (arm - base) / (vector - base), problems resampled in pairs; no interval where the "
+            "vector's gain may be 0.",
         ]  # fmt: skip
-        if not self.retrained:
-            notes.append("No vector retrained on the prefilled prompt was given (--retrained).")
-        return Findings(rows, "positions that predict generated tokens", arrays, tables, notes)
-
-    def _asked(self, work: Work) -> int | None:
-        """The id of the setting's token; None: it is to be found."""
-        if not self.token:
-            return None
-        ids = work.loaded.tokenizer.encode(self.token, add_special_tokens=False)
-        if len(ids) != 1:
-            raise SteerkitError(
-                f"token {self.token!r} is {len(ids)} tokens of this model: give one that is a single token."
+        if self._again is None:
+            notes.append(
+                "No vector retrained on the prefilled prompt (--retrained): steerkit fit with the vector's config and "
+                "--model.template.assistant_prefix TOKEN trains one."
             )
-        return int(ids[0])
+        return Findings(rows, "positions that predict generated tokens", arrays, {"pairs": pairs}, notes)
 
-    def _forced(self, work: Work, label: str, vector: SteeringVector, texts: Sequence[Text]) -> dict[str, Any]:
-        """tv, change: [texts, steps] (NaN behind the end); would, boosted: [texts, steps] ids, -1 where the favourite
-        stays; first: [2, V] mean distribution at the first position, base and steered."""
-        last = HookPoint(work.n_layers - 1)
+    def _asked(self, work: Work) -> tuple[int | None, str]:
+        """The prefilled token (None: each vector has its own), and why that one."""
+        behind = None if self._again is None else trained_opening(work, self._again, self.retrained)
+        if self.token and behind not in (None, self.token):
+            raise SteerkitError(f"token is {self.token!r}, and {self.retrained} was trained behind {behind!r}.")
+        if self.token or behind:
+            return single_token(work, self.token or str(behind)), "asked for" if self.token else "the retrained one's"
+        if self.validation:
+            return best_opening(work, self.validation, self.max_tokens, self.verifier, self.sampler)
+        return None, "it rises most at the first position"
 
-        def compute() -> Part:
-            steps = max(len(text.ids) - text.prompt_length for text in texts)
-            tv = torch.full((len(texts), steps), float("nan"))
-            change = tv.clone()
-            would = torch.full((len(texts), steps), -1)
-            boosted = would.clone()
-            first = torch.zeros(2, work.readout.vocabulary, dtype=torch.float64)
-            done = 0
-            for batch in work.batches(texts):
-                runs = [work.engine.run(batch, one, [last])[last] for one in (None, vector)]
-                for k, index in enumerate(batch.indices):
-                    at = slice(texts[index].prompt_length - 1, -1)
-                    base, steered = (
-                        torch.softmax(work.readout.logits(batch.unpad(hidden, k)[at]), -1) for hidden in runs
-                    )
-                    n = len(base)
-                    targets = torch.tensor(texts[index].ids[-n:], device=base.device)[:, None]
-                    gap = steered - base
-                    tv[index, :n] = gap.abs().sum(-1).cpu() / 2
-                    change[index, :n] = gap.gather(1, targets)[:, 0].cpu()
-                    moved = (base.argmax(-1) != steered.argmax(-1)).cpu()
-                    would[index, :n] = torch.where(moved, base.argmax(-1).cpu(), -1)
-                    boosted[index, :n] = torch.where(moved, gap.argmax(-1).cpu(), -1)
-                    first += torch.stack([base[0], steered[0]]).double().cpu()
-                done += len(batch.texts)
-                work.progress(f"first token, {label}", done, len(texts))
-            return {"tv": tv, "change": change, "would": would, "boosted": boosted, "first": first / len(texts)}
-
-        return work.part(f"first token {label}, {len(texts)} texts", compute)
-
-    def _changes(
-        self, work: Work, name: str, texts: Sequence[Text], found: dict[str, Any], random: Sequence[dict[str, Any]]
+    def _openings(
+        self, work: Work, name: str, opening: Opening, random: Sequence[Opening], more: Sequence[int] = ()
     ) -> list[dict[str, Any]]:
-        ids = [text.id for text in texts]
-        rows = []
-        for metric, key in ((DISTANCE, "tv"), (CHANGE, "change")):
-            for where, columns in (("first", slice(0, 1)), ("other", slice(1, None))):
-                values = by_problem(_mean(found[key][:, columns]), ids)
-                control = sum(by_problem(_mean(part[key][:, columns]), ids) for part in random) / len(random)
-                rows.append(row(metric, values, control, work.seed, vector=name, position=where))
-        return rows
+        """The likeliest first tokens, and those of ``more``."""
+        best = opening.mean().topk(min(self.top, work.readout.vocabulary)).indices.tolist()
+        tokens = list(dict.fromkeys([*best, *more]))
+        values = opening.of(tokens)
+        control = torch.stack([one.of(tokens) for one in random]).mean(0) if random else None
+        return [
+            row(OPENING, values[:, k].tolist(), None if control is None else control[:, k].tolist(), work.seed,
+                vector=name, token=work.readout.token(token), token_id=token)
+            for k, token in enumerate(tokens)
+        ]  # fmt: skip
 
-    def _pairs(self, work: Work, name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    def _pairs(self, work: Work, name: str, found: Part) -> list[dict[str, Any]]:
         table = []
-        for where, columns in (("first", slice(0, 1)), ("other", slice(1, None))):
-            would, boosted = (
-                found["would"][:, columns].flatten().tolist(),
-                found["boosted"][:, columns].flatten().tolist(),
-            )
-            n = int((~found["tv"][:, columns].isnan()).sum())
-            counts = Counter(pair for pair in zip(would, boosted, strict=True) if pair[0] >= 0)
+        for place, columns in PLACES.items():
+            ends = (found[key][:, columns].flatten().tolist() for key in ("favourite", "boosted"))
+            counts = Counter(pair for pair in zip(*ends, strict=True) if pair[0] != NONE)
+            n = int((~found["distance"][:, columns].isnan()).sum())
             for (one, other), count in counts.most_common(self.top):
                 table.append(
-                    {"vector": name, "position": where, "would be": work.readout.token(one),
+                    {"vector": name, "position": place, "would be": work.readout.token(one),
                      "boosted": work.readout.token(other), "count": count, "positions": n}
                 )  # fmt: skip
         return table
-
-    def _openings(self, work: Work, name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
-        """The first token's distribution, base and steered: the tokens with most probability in either."""
-        first: Tensor = found["first"]
-        best = first.max(0).values.topk(min(self.top, first.shape[1])).indices.tolist()
-        return [
-            {"vector": name, "token_id": token, "token": work.readout.token(token),
-             "base probability": float(first[0, token]), "steered probability": float(first[1, token])}
-            for token in best
-        ]  # fmt: skip
-
-    def _curve(self, found: dict[str, Any], random: Sequence[dict[str, Any]]) -> Array:
-        control = torch.stack([part["tv"] for part in random]).mean(0)
-        curve = torch.stack([found["tv"].nanmean(0), control.nanmean(0)])
-        return as_array(curve, ("run", "step"), DISTANCE, run=["vector", "random vectors"])
-
-    def _accuracies(
-        self, work: Work, judge: Judge, name: str, vector: SteeringVector, token: int
-    ) -> list[dict[str, Any]]:
-        random = work.controls(vector, 1)[0]
-        prompts = {True: [self._prefilled(work, p, token) for p in work.prompts], False: list(work.prompts)}
-        rows = []
-        for temperature in dict.fromkeys(map(float, self.temperatures)):
-
-            def of(label: str, one: SteeringVector | None, given: Sequence[EncodedPrompt], fewer: int) -> Any:
-                k = self.k if temperature > 0 else 1  # noqa: B023
-                groups = work.generations(
-                    f"{label}",
-                    one,
-                    k,
-                    temperature,
-                    self.max_tokens - fewer,
-                    self.sampler,
-                    given,  # noqa: B023
-                )
-                return judge.shares(f"{label} at {temperature:g}", groups)  # noqa: B023
-
-            shown = work.readout.token(token)
-            arms: dict[str, tuple[NDArray[np.float64], Any]] = {
-                "base": (of("base", None, prompts[False], 0), None),
-                "vector": (of(name, vector, prompts[False], 0), of(f"{name}, random", random, prompts[False], 0)),
-            }
-            for arm, mask in (("first only", "first_generated"), ("not first", "not_first_generated")):
-                pair = [of(f"{label}, {arm}", one.with_mask(mask), prompts[False], 0)
-                        for label, one in ((name, vector), (f"{name}, random", random))]  # fmt: skip
-                arms[f"vector, {arm}"] = (pair[0], pair[1])
-            favourite = self._favourite(work)
-            own = [self._prefilled(work, prompt, favourite) for prompt in work.prompts]
-            arms[f"base, {shown} prefilled"] = (
-                of(f"base, {token} prefilled", None, prompts[True], 1),
-                of(f"base, {favourite} prefilled", None, own, 1),
-            )
-            if self.retrained:
-                again = work.vectors[self.retrained]
-                arms[f"retrained, {shown} prefilled"] = (
-                    of(f"retrained, {token} prefilled", again, prompts[True], 1),
-                    of(f"retrained, random, {token} prefilled", work.controls(again, 1, 1)[0], prompts[True], 1),
-                )
-            base, whole = arms["base"][0], arms["vector"][0]
-            for arm, (shares, control) in arms.items():
-                keys: dict[str, Any] = {"vector": name, "arm": arm, "temperature": temperature}
-                rows.append(accuracy_row(ACCURACY, shares, control, work.seed, **keys))
-                if arm not in ("base", "vector"):
-                    rows.append(ratio_row(RECOVERED, shares - base, whole - base, work.seed, **keys))
-        return rows
-
-    def _favourite(self, work: Work) -> int:
-        """The base's most probable first token, by its mean distribution over the prompts."""
-        last = HookPoint(work.n_layers - 1)
-
-        def compute() -> Part:
-            from steerkit.analysis.texts import of_prompts
-
-            total = torch.zeros(work.readout.vocabulary, dtype=torch.float64)
-            for batch in work.batches(of_prompts(work.prompts)):
-                hidden = work.engine.run(batch, read=[last])[last][:, -1]
-                total += torch.softmax(work.readout.logits(hidden), -1).sum(0).double().cpu()
-            return {"favourite": int(total.argmax())}
-
-        return int(work.part("the base's favourite first token", compute)["favourite"])
-
-    def _prefilled(self, work: Work, prompt: EncodedPrompt, token: int) -> EncodedPrompt:
-        text = prompt.text + str(work.loaded.tokenizer.decode([token]))
-        segments = (*prompt.segments, "prefill") if prompt.segments else ()
-        return replace(prompt, text=text, ids=(*prompt.ids, token), segments=segments)
 
     def panels(self, result: AnalysisResult) -> list[Panel]:
         from steerkit.analysis.plots.first_token import panels
@@ -281,7 +177,38 @@ class FirstToken(Analyzer):
         return panels(result)
 
 
+def _changes(work: Work, name: str, texts: Sequence[Text], found: Part, random: Sequence[Part]) -> list[dict[str, Any]]:
+    ids = [text.id for text in texts]
+    rows = []
+    for metric, key in ((DISTANCE, "distance"), (CHANGE, "change"), (MOVED, "moved")):
+        for place, columns in PLACES.items():
+            values, *control = (by_problem(_mean(part[key][:, columns]), ids) for part in (found, *random))
+            rows.append(row(metric, values, sum(control) / len(control), work.seed, vector=name, position=place))
+    return rows
+
+
 def _mean(values: Tensor) -> list[float]:
     """[texts] means over the positions there are; NaN where there is none."""
     found: list[float] = values.nanmean(-1).tolist() if values.shape[1] else [float("nan")] * len(values)
     return found
+
+
+def _curve(texts: Sequence[Text], found: Part, random: Sequence[Part], seed: int) -> Array:
+    """[number, S] the distance at each step, over the problems whose completion is that long."""
+    ids = [text.id for text in texts]
+    control = torch.stack([part["distance"] for part in random]).mean(0)
+    numbers = []
+    for step in range(control.shape[1]):
+        own, others = (
+            row("", by_problem(part[:, step].tolist(), ids), seed=seed) for part in (found["distance"], control)
+        )
+        numbers.append([own["value"], *(own["ci95"] or (None, None)), others["value"], own["n"]])
+    table = np.array(numbers, dtype=np.float64).reshape(-1, 5).T
+    return as_array(table, ("number", "step"), DISTANCE, number=["value", "low", "high", "control", "n"])
+
+
+def _template_in_words(work: Work) -> str:
+    if work.template is None:
+        return "handed in encoded, so their template is not known here"
+    facts = {key: value for key, value in work.template.to_dict().items() if value not in ("", [], None)}
+    return f"template {facts.pop('style')}" + "".join(f", {key} {value!r}" for key, value in facts.items())

@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from steerkit.analysis.plots.default import rows_table
 from steerkit.analysis.plots.panels import Bars, Lines, Panel, Series, Table
 from steerkit.analysis.result import AnalysisResult
 
+OPENING = "probability of the first generated token"
+
 
 def panels(result: AnalysisResult) -> list[Panel]:
-    """Of each vector the change by position, first-token distributions, substitutions, accuracies; the rows."""
-    found: list[Panel] = []
+    """The base's first tokens; of each vector the change by position, first tokens, pairs, accuracies; the rows."""
+    found: list[Panel] = [_openings("base", result.find(metric=OPENING, vector="base"))]
     for name, array in result.arrays.items():
-        curves = [[None if math.isnan(v) else v for v in line] for line in array.values.tolist()]
-        series = [Series(name, curves[0]), Series("random vectors", curves[1], control=True)]
+        value, low, high, control, _ = ([None if math.isnan(v) else v for v in line] for line in array.values.tolist())
+        series = [Series(name, value, low, high), Series("random vectors", control, control=True)]
         title = f"{name}: change of the next token along steered completions"
-        found.append(Lines(title, list(range(1, len(curves[0]) + 1)), series, "generated token", "total variation"))
-        openings = [row for row in result.tables["first"] if row["vector"] == name]
-        found.append(
-            Bars(
-                f"{name}: the first generated token",
-                [row["token"] for row in openings],
-                [Series(run, [row[f"{run} probability"] for row in openings]) for run in ("base", "steered")],
-                "mean probability",
-            )
-        )
-        pairs = [row for row in result.tables["pairs"] if row["vector"] == name]
+        found.append(Lines(title, list(range(1, len(value) + 1)), series, "generated token", "total variation"))
+        found.append(_openings(name, result.find(metric=OPENING, vector=name)))
         columns = ["position", "would be", "boosted", "count", "positions"]
-        cells = [[str(row[column]) for column in columns] for row in pairs]
+        cells = [[str(row[column]) for column in columns] for row in result.tables["pairs"] if row["vector"] == name]
         if cells:
             found.append(Table(f"{name}: substitutions", columns, cells))
-        for temperature in dict.fromkeys(row.get("temperature") for row in result.find(metric="accuracy")):
+        for temperature in dict.fromkeys(row["temperature"] for row in result.find(metric="accuracy")):
             rows = result.find(metric="accuracy", vector=name, temperature=temperature)
-            both = []
-            for label, value, ends in (("accuracy", "value", "ci95"), ("control", "control", "control_ci95")):
-                low, high = ([row[ends][side] if row[ends] else None for row in rows] for side in (0, 1))
-                both.append(Series(label, [row[value] for row in rows], low, high, control=value == "control"))
             title = f"{name}: accuracy at temperature {temperature:g}"
-            found.append(Bars(title, [row["arm"] for row in rows], both, "accuracy"))
+            found.append(_bars(title, [row["arm"] for row in rows], rows, "accuracy"))
     return [*found, rows_table("Rows", result.rows)]
+
+
+def _openings(name: str, rows: Sequence[Mapping[str, Any]]) -> Bars:
+    return _bars(f"{name}: the first generated token", [row["token"] for row in rows], rows, "mean probability")
+
+
+def _bars(title: str, labels: Sequence[str], rows: Sequence[Mapping[str, Any]], unit: str) -> Bars:
+    series = []
+    for label, value, ends in (("measured", "value", "ci95"), ("control", "control", "control_ci95")):
+        if any(row[value] is not None for row in rows):
+            low, high = ([row[ends][side] if row[ends] else None for row in rows] for side in (0, 1))
+            series.append(Series(label, [row[value] for row in rows], low, high, control=value == "control"))
+    return Bars(title, labels, series, unit)
