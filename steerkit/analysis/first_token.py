@@ -64,7 +64,7 @@ class FirstToken(Analyzer):
     needs_answers: ClassVar[bool] = True
 
     token: str = ""
-    validation: str = ""
+    validation: str | dict[str, Any] = ""
     retrained: str = ""
     temperatures: list[float] = field(default_factory=lambda: [0.0, 1.0])
     k: int = 4

@@ -77,7 +77,7 @@ def trained_opening(work: Work, vector: SteeringVector, place: str) -> str:
 
 
 def best_opening(
-    work: Work, spec: str, max_tokens: int, verifier: str | dict[str, Any], sampler: str
+    work: Work, spec: str | dict[str, Any], max_tokens: int, verifier: str | dict[str, Any], sampler: str
 ) -> tuple[int, str]:
     """(id of the opening with the best accuracy on a validation split, that in words).
 

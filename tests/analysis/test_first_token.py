@@ -13,7 +13,7 @@ from steerkit.analysis import FirstToken, draw
 from steerkit.analysis.first_token import CHANGE, DISTANCE, MOVED, OPENING
 from steerkit.analysis.openings import ACCURACY, RECOVERED
 from steerkit.cli import main
-from steerkit.datasets import PromptTemplate
+from steerkit.datasets import PromptTemplate, open_dataset
 from steerkit.errors import DataError, SteerkitError, VectorError
 from steerkit.evaluation.arms import Protocol
 from steerkit.evaluation.openings import rank_openings
@@ -198,15 +198,11 @@ def test_the_best_opening_on_validation(tmp_path):
     with torch.no_grad():  # openings that differ: what is said after them depends on them
         loaded.base.lm_head.weight.mul_(3.0)
     rows = [json.dumps({"problem": f"Tom has {k} apples.", "answer": f"{k}"}) for k in range(12)]
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for split in ("train", "validation", "test"):
-        (folder / f"{split}.jsonl").write_text("\n".join(rows))
-    from steerkit.datasets import open_dataset
-
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    spec = {"path": str(tmp_path / "rows.jsonl"), "unsplit_as": "validation"}
     template = PromptTemplate("plain", None)
-    examples = open_dataset(str(folder), None).load("validation")
-    analyzer = FirstToken(**(SMALL | {"sampler": "fast"}), temperatures=[0.0], validation=str(folder))
+    examples = open_dataset(spec, None).load("validation")
+    analyzer = FirstToken(**(SMALL | {"sampler": "fast"}), temperatures=[0.0], validation=spec)
     result = analyzer.run(loaded, {"v": static(1)}, examples[:2], template=template, engine="nnsight")
     protocol = Protocol(max_tokens=4, verifier="exact")
     best = rank_openings(loaded, examples, protocol, template)[0]

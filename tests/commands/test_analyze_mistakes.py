@@ -85,10 +85,10 @@ def test_settings_that_do_not_fit_the_model(folder, capsys, arguments, words):
     refused(folder, capsys, [*arguments, *common], *words)
 
 
-def test_forced_on_another_base(folder, capsys):
+def test_forced_on_another_base(folder, caplog):
     command = ["analyze", "geometry", "--model", "model", "--vector", "stranger", "--controls", "2", "--limit", "2"]
     assert main([*command, "--out", "out", "--figures", "false", "--force"]) == 0
-    assert "--force: The vector was trained on its own" in capsys.readouterr().err
+    assert "--force: The vector was trained on its own" in caplog.text
     record = json.loads((folder / "out/analysis.json").read_text())
     assert "stranger was trained on another model than this one (its own, fingerprint 0123)." in record["notes"]
     assert record["vectors"]["stranger"]["fingerprint"] == "0123"
