@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from steerkit.analysis.accuracy import Judge, accuracy_row, ratio_row
 from steerkit.analysis.parts import Part
 from steerkit.analysis.prompts import read_prompts
+from steerkit.analysis.statistics import row
 from steerkit.analysis.work import Work
 from steerkit.datasets import PromptTemplate
 from steerkit.errors import DataError, SteerkitError, VectorError
@@ -24,6 +26,7 @@ from steerkit.vectors import SteeringVector
 
 ACCURACY = "accuracy"
 RECOVERED = "share of the vector's gain"
+MORE = "accuracy, retrained - base, both with the token prefilled"
 CANDIDATES = 8
 """Of the base's likeliest first tokens, those that are tried on a validation split."""
 TRIED_ON = 64
@@ -95,11 +98,14 @@ def best_opening(
         protocol = Protocol(max_tokens=max_tokens - 1, seed=work.seed, verifier=verifier, sampler=sampler)
         ranked = rank_openings(work.loaded, examples, protocol, template, CANDIDATES)
         work.progress("openings on validation", 1, 1)
-        if not ranked:
+        for best in ranked:
+            with suppress(SteerkitError):  # a text that is read as several tokens
+                token = single_token(work, best.text)
+                break
+        else:
             raise DataError("None of the base's likeliest first tokens is a text that could be prefilled.")
-        best = ranked[0]
         words = f"best of {len(ranked)} on {len(examples)} problems {source}: {best.accuracy:.3g}"
-        return {"token": single_token(work, best.text), "words": words}
+        return {"token": token, "words": words}
 
     part = work.part(f"opening by {spec}", compute)
     return int(part["token"]), str(part["words"])
@@ -158,6 +164,9 @@ class Arms:
                 rows.append(accuracy_row(ACCURACY, shares, control, self.work.seed, **keys))
                 if control is not None and arm != "vector":
                     rows.append(self._recovered(shares - base, control - base, whole - base, keys))
+                if arm.startswith("retrained"):
+                    behind = arms[f"base, {shown}"][0]
+                    rows.append(row(MORE, shares - behind, control - behind, self.work.seed, **keys))
         return rows
 
     def _recovered(

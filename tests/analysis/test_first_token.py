@@ -11,7 +11,8 @@ from helpers import checkpoint, prompts, tokenizer
 
 from steerkit.analysis import FirstToken, draw
 from steerkit.analysis.first_token import CHANGE, DISTANCE, MOVED, OPENING
-from steerkit.analysis.openings import ACCURACY, RECOVERED
+from steerkit.analysis.openings import ACCURACY, MORE, RECOVERED
+from steerkit.analysis.readout import Readout
 from steerkit.cli import main
 from steerkit.datasets import PromptTemplate, open_dataset
 from steerkit.errors import DataError, SteerkitError, VectorError
@@ -117,6 +118,7 @@ def test_accuracies_by_construction(tmp_path):
         (row,) = result.find(metric=RECOVERED, arm=arm)
         assert row["value"] == share and row["control"] == 0.0 and row["n"] == len(encoded), arm
     assert result.find(metric=ACCURACY, arm="base, 7 prefilled")[0]["control"] == 0.0  # 9, the base's own, prefilled
+    assert value(result, MORE) == -1.0
     assert "7 for v (the retrained one's)" in " ".join(result.notes)
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"analysis.json", "pairs.parquet"}
     assert any("accuracy_at_temperature_0" in image for image in draw(tmp_path / "out").images)
@@ -206,7 +208,8 @@ def test_the_best_opening_on_validation(tmp_path):
     result = analyzer.run(loaded, {"v": static(1)}, examples[:2], template=template, engine="nnsight")
     protocol = Protocol(max_tokens=4, verifier="exact")
     best = rank_openings(loaded, examples, protocol, template)[0]
-    assert f"base, {best.text.replace(' ', '␣')} prefilled" in {row["arm"] for row in result.find(metric=ACCURACY)}
+    shown = Readout(loaded).token(TOK.encode(best.text)[0])
+    assert f"base, {shown} prefilled" in {row["arm"] for row in result.find(metric=ACCURACY)}
     note = next(note for note in result.notes if note.startswith("Prefilled token"))
     assert "on 12 problems of the validation split of" in note
     assert "Prompts: template plain." in result.notes and result.prompts["template"]["style"] == "plain"
