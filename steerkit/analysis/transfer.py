@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -68,6 +68,9 @@ class Transfer(Analyzer):
         if not self.ridge > 0 or self.temperature < 0:
             raise SteerkitError(f"ridge must be above 0 and temperature 0 or more, got {self.ridge} and "
                                 f"{self.temperature}.")  # fmt: skip
+
+    def inputs(self) -> Mapping[str, str]:
+        return {"own": SteeringVector.from_pretrained(self.own).digest()} if self.own else {}
 
     def analyze(self, work: Work) -> Findings:
         ((name, vector),) = work.vectors.items()
