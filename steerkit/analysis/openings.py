@@ -164,7 +164,7 @@ class Arms:
                 rows.append(accuracy_row(ACCURACY, shares, control, self.work.seed, **keys))
                 if control is not None and arm != "vector":
                     rows.append(self._recovered(shares - base, control - base, whole - base, keys))
-                if arm.startswith("retrained"):
+                if control is not None and arm.startswith("retrained"):
                     behind = arms[f"base, {shown}"][0]
                     rows.append(row(MORE, shares - behind, control - behind, self.work.seed, **keys))
         return rows
