@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from steerkit.analysis.composition import Composition
     from steerkit.analysis.diff_sae import DiffSae
     from steerkit.analysis.engine import Edit, Engine, Trace, make_engine
+    from steerkit.analysis.first_token import FirstToken
     from steerkit.analysis.geometry import Geometry
     from steerkit.analysis.logit_lens import LogitLens
     from steerkit.analysis.path_patching import PathPatching
@@ -42,6 +43,7 @@ _HOME = {
     "Edit": "engine",
     "Engine": "engine",
     "Findings": "result",
+    "FirstToken": "first_token",
     "Geometry": "geometry",
     "LogitLens": "logit_lens",
     "PathPatching": "path_patching",
@@ -63,9 +65,9 @@ _HOME = {
 }
 __all__ = [
     "AnalysisResult", "Analyzer", "Array", "AttentionShift", "Batch", "Composition", "DiffSae", "Edit", "Engine",
-    "Findings", "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage", "TokenScale",
-    "Trace", "Transfer", "Work", "array_intervals", "as_array", "by_problem", "draw", "make_engine", "of_groups",
-    "of_prompts", "row",
+    "Findings", "FirstToken", "Geometry", "LogitLens", "PathPatching", "Persistence", "Text", "TokenLanguage",
+    "TokenScale", "Trace", "Transfer", "Work", "array_intervals", "as_array", "by_problem", "draw", "make_engine",
+    "of_groups", "of_prompts", "row",
 ]  # fmt: skip
 
 

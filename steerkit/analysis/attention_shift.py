@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from steerkit.analysis.base import Analyzer
+from steerkit.analysis.base import Analyzer, at_least_one
 from steerkit.analysis.differences import problems
 from steerkit.analysis.parts import Part
 from steerkit.analysis.places import head_counts
 from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
 from steerkit.analysis.statistics import array_intervals, row
-from steerkit.analysis.texts import Text, batches, of_groups
-from steerkit.analysis.work import Work
-from steerkit.errors import SteerkitError
+from steerkit.analysis.texts import Text, batches
+from steerkit.analysis.work import BASE_TEXTS, Work
 from steerkit.hookpoints import HookPoint
 from steerkit.token_masks import TokenMask
 from steerkit.vectors import SteeringVector
@@ -51,12 +50,10 @@ class AttentionShift(Analyzer):
 
     def __post_init__(self) -> None:
         TokenMask(self.positions)
-        for name in ("max_tokens", "controls"):
-            if getattr(self, name) < 1:
-                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least_one(self, "max_tokens", "controls")
 
     def analyze(self, work: Work) -> Findings:
-        texts = of_groups(work.generations("base", None, 1, 1.0, self.max_tokens, self.sampler))
+        texts = work.base_texts(self.max_tokens, self.sampler)
         rows: list[dict[str, Any]] = []
         arrays: dict[str, Array] = {}
         for name, vector in work.vectors.items():
@@ -84,7 +81,7 @@ class AttentionShift(Analyzer):
             "key in common); mean over query positions, then over prompts.",
             "Control: norm-matched random vectors on the same tokens. Layers up to the lowest steered one can't move.",
         ]
-        where = f"queries at the token mask {self.positions!r} of prompt and the base's own completion at temperature 1"
+        where = f"queries at the token mask {self.positions!r} of {BASE_TEXTS}"
         return Findings(rows, where, arrays, notes=notes)
 
     def _distances(self, work: Work, label: str, vector: SteeringVector, texts: Sequence[Text]) -> Tensor:

@@ -9,7 +9,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +22,7 @@ from steerkit.datasets import PromptTemplate
 from steerkit.errors import DataError, SteerkitError, VectorError
 from steerkit.evaluation.journal import differences
 from steerkit.evaluation.results import versions
-from steerkit.files import set_aside
+from steerkit.files import output_folder, set_aside
 from steerkit.models import LoadedModel, fingerprint
 from steerkit.models.layout import text_config
 from steerkit.registry import did_you_mean
@@ -52,6 +52,10 @@ class Analyzer(ABC):
     """Whether it judges completions."""
     n_vectors: ClassVar[tuple[int, int | None]] = (1, None)
     """The fewest and the most vectors that it takes; None: any number."""
+
+    def inputs(self) -> Mapping[str, str]:
+        """Name -> digest of what settings name by its place (a second vector, say): results depend on its content."""
+        return {}
 
     @abstractmethod
     def analyze(self, work: Work) -> Findings:
@@ -113,39 +117,53 @@ class Analyzer(ABC):
         began = time.perf_counter()
         named = {"vector": vectors} if isinstance(vectors, SteeringVector) else dict(vectors)
         self._check(loaded, named, prompts, engine)
-        encoded = self._encoded(loaded, named, prompts, template)
+        template = _template(named, prompts, template)
+        encoded = self._encoded(loaded, prompts, template)
         identity = self._identity(loaded, named, encoded, engine, seed, batch_tokens)
         if folder is not None:
             done = _finished(Path(folder), identity, restart)
             if done is not None:
                 return done
-        parts = Parts(folder, identity)
-        with left_as_found(loaded.base), make_engine(engine, loaded) as running:
-            work = Work(loaded, named, encoded, running, seed, batch_tokens, parts, progress or _silent)
-            findings = self.analyze(work)
+        with nullcontext() if folder is None else output_folder(folder), Parts(folder, identity) as parts:
+            with left_as_found(loaded.base), make_engine(engine, loaded) as running:
+                work = Work(loaded, named, encoded, running, seed, batch_tokens, parts, progress or _silent, template)
+                findings = self.analyze(work)
+            facts = {"template": template.to_dict() if template else None, "source": source}
+            result = self._result(loaded, named, findings, identity, facts, command, time.perf_counter() - began)
+            if folder is not None:
+                result.save(folder)
+                parts.discard()
+        return result
+
+    def _result(
+        self,
+        loaded: LoadedModel,
+        vectors: Mapping[str, SteeringVector],
+        findings: Findings,
+        identity: Mapping[str, Any],
+        of_prompts: Mapping[str, Any],
+        command: str,
+        seconds: float,
+    ) -> AnalysisResult:
         config = text_config(loaded.base)
-        result = AnalysisResult(
+        return AnalysisResult(
             analyzer=self.name,
             settings=self.settings,
             rows=[without_nan(row) for row in findings.rows],
             positions=findings.positions,
             arrays=dict(findings.arrays),
             tables={name: [without_nan(row) for row in table] for name, table in findings.tables.items()},
-            notes=list(findings.notes),
+            notes=[*findings.notes, *_strangers(vectors, identity["model"]["fingerprint"])],
             model=identity["model"] | {"n_layers": config.num_hidden_layers, "d_model": config.hidden_size},
-            vectors={name: _facts(vector) for name, vector in named.items()},
-            prompts=(identity["prompts"] | {"source": source}) if identity["prompts"] else None,
-            engine=engine,
-            seed=seed,
+            vectors={name: _facts(vector) for name, vector in vectors.items()},
+            prompts={**identity["prompts"], **of_prompts} if identity["prompts"] else None,
+            engine=identity["engine"],
+            seed=identity["seed"],
             command=command,
             versions=versions() | _more_versions(),
-            seconds=round(time.perf_counter() - began, 2),
+            seconds=round(seconds, 2),
             identity=identity,
         )
-        if folder is not None:
-            result.save(folder)
-            parts.discard()
-        return result
 
     def _check(self, loaded: LoadedModel, vectors: dict[str, SteeringVector], prompts: Prompts, engine: str) -> None:
         if engine not in ENGINES:
@@ -154,6 +172,8 @@ class Analyzer(ABC):
         if len(vectors) < least or (most is not None and len(vectors) > most):
             wanted = f"{least} or more" if most is None else str(least) if least == most else f"{least} to {most}"
             raise VectorError(f"{self.name} takes {wanted} vectors, got {len(vectors)}.")
+        if "base" in vectors:  # parts and rows have that name for the model without a vector
+            raise VectorError("No vector can be named 'base', the model without one: write --vector NAME=folder.")
         for name, vector in vectors.items():
             try:
                 vector.check_fits(loaded.base)
@@ -168,20 +188,11 @@ class Analyzer(ABC):
                 raise DataError(f"{self.name} measures accuracy, and prompt {lacking.id!r} has no answer: give prompts "
                                 "with an answer column.")  # fmt: skip
 
-    def _encoded(
-        self,
-        loaded: LoadedModel,
-        vectors: dict[str, SteeringVector],
-        prompts: Prompts,
-        template: PromptTemplate | None,
-    ) -> list[EncodedPrompt]:
+    def _encoded(self, loaded: LoadedModel, prompts: Prompts, template: PromptTemplate | None) -> list[EncodedPrompt]:
         if not self.needs_prompts:
             return []
-        ready = [prompt for prompt in prompts if isinstance(prompt, EncodedPrompt)]
-        if ready:
-            return ready
-        receipts = next(iter(vectors.values())).metadata.receipts if vectors else {}
-        template = template or PromptTemplate.from_dict(receipts.get("prompt", {}))
+        if template is None:
+            return [prompt for prompt in prompts if isinstance(prompt, EncodedPrompt)]
         examples = [prompt for prompt in prompts if isinstance(prompt, Example)]
         room = int(getattr(self, "max_tokens", 1))
         return encode_prompts(loaded.base, loaded.tokenizer, template, examples, room, segments=True)
@@ -197,7 +208,7 @@ class Analyzer(ABC):
     ) -> dict[str, Any]:
         base = loaded.base
         digest = hashlib.sha256(json.dumps([[p.example.id, p.example.answer, list(p.ids)] for p in prompts]).encode())
-        return {
+        found = {
             "schema": SCHEMA,
             "analyzer": self.name,
             "settings": self.settings,
@@ -213,6 +224,8 @@ class Analyzer(ABC):
             "seed": seed,
             "batch_tokens": batch_tokens,
         }
+        inputs = dict(self.inputs())
+        return found | {"inputs": inputs} if inputs else found
 
 
 @contextmanager
@@ -228,6 +241,17 @@ def left_as_found(base: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(wanted)
         for module, mode in modes:
             module.training = mode
+
+
+def at_least_one(analyzer: Analyzer, *names: str) -> None:
+    """Refuse settings that count something and are below 1.
+
+    Raises:
+        SteerkitError: naming the first.
+    """
+    for name in names:
+        if getattr(analyzer, name) < 1:
+            raise SteerkitError(f"{name} must be at least 1, got {getattr(analyzer, name)}.")
 
 
 def check_final(target: type[Analyzer]) -> None:
@@ -256,6 +280,26 @@ def _finished(folder: Path, identity: Mapping[str, Any], restart: bool) -> Analy
     return None
 
 
+def _template(
+    vectors: Mapping[str, SteeringVector], prompts: Prompts, given: PromptTemplate | None
+) -> PromptTemplate | None:
+    """That of the prompts; None: they are encoded."""
+    if any(isinstance(prompt, EncodedPrompt) for prompt in prompts):
+        return None
+    receipts = next(iter(vectors.values())).metadata.receipts if vectors else {}
+    return given or PromptTemplate.from_dict(receipts.get("prompt", {}))
+
+
+def _strangers(vectors: Mapping[str, SteeringVector], fingerprint_: str) -> list[str]:
+    """A note for each vector of another base."""
+    return [
+        f"{name} was trained on another model than this one ({vector.metadata.model or 'unnamed'}, fingerprint "
+        f"{vector.metadata.fingerprint})."
+        for name, vector in vectors.items()
+        if vector.metadata.fingerprint not in ("", fingerprint_)
+    ]
+
+
 def _facts(vector: SteeringVector) -> dict[str, Any]:
     receipts = vector.metadata.receipts
     return {
@@ -265,6 +309,7 @@ def _facts(vector: SteeringVector) -> dict[str, Any]:
         "points": [str(point) for point in vector.tensors],
         "norms": vector.norms(),
         "model": vector.metadata.model,
+        "fingerprint": vector.metadata.fingerprint,
         "command": receipts.get("command"),
     }
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from steerkit import registry
 from steerkit.analysis.accuracy import Judge, accuracy_row, ratio_row
-from steerkit.analysis.base import Analyzer
+from steerkit.analysis.base import Analyzer, at_least_one
 from steerkit.analysis.parts import Part
 from steerkit.analysis.result import AnalysisResult, Findings, as_array
 from steerkit.analysis.statistics import row
@@ -81,9 +81,7 @@ class Composition(Analyzer):
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
             raise SteerkitError(f"scales must be positive factors, got {self.scales}.")
-        for name in ("k", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least_one(self, "k", "max_tokens")
 
     def analyze(self, work: Work) -> Findings:
         if self.joint and self.joint not in work.vectors:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steerkit.analysis import sae_causal
 from steerkit.analysis.accuracy import Judge
-from steerkit.analysis.base import Analyzer
+from steerkit.analysis.base import Analyzer, at_least_one
 from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
 from steerkit.analysis.sae import NAMES, Sae, load_sae
 from steerkit.analysis.sae_features import rank_features, top_texts
@@ -87,10 +87,19 @@ class DiffSae(Analyzer):
     def __post_init__(self) -> None:
         if self.activations not in ("difference", "steered"):
             raise SteerkitError(f"activations must be 'difference' or 'steered', got {self.activations!r}.")
-        for name in ("latents", "k", "steps", "batch", "samples", "max_tokens", "listed", "features", "controls",
-                     "shuffles"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least_one(
+            self,
+            "latents",
+            "k",
+            "steps",
+            "batch",
+            "samples",
+            "max_tokens",
+            "listed",
+            "features",
+            "controls",
+            "shuffles",
+        )
         if self.k > self.latents:
             raise SteerkitError(f"k must be at most latents, got {self.k} active features of {self.latents}.")
         if not 0 < self.held_out < 1:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from steerkit.analysis.base import Analyzer
+from steerkit.analysis.base import Analyzer, at_least_one
 from steerkit.analysis.differences import mean_difference
 from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
 from steerkit.analysis.statistics import row
 from steerkit.analysis.streams import stream_lens
 from steerkit.analysis.texts import Text, of_groups
 from steerkit.analysis.work import Work
-from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
 from steerkit.token_masks import TokenMask
 from steerkit.vectors.algebra import directions
@@ -55,9 +54,7 @@ class LogitLens(Analyzer):
 
     def __post_init__(self) -> None:
         TokenMask(self.positions)
-        for name in ("top", "max_tokens", "streams", "controls", "random_directions"):
-            if getattr(self, name) < 1:
-                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least_one(self, "top", "max_tokens", "streams", "controls", "random_directions")
 
     def analyze(self, work: Work) -> Findings:
         rows: list[dict[str, Any]] = []

@@ -11,7 +11,9 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -72,6 +74,18 @@ class Parts:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(save(tensors, {"values": text, "part": name}))
         return {**tensors, **json.loads(text)}
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """A failure that finished no part leaves nothing behind."""
+        if kind is not None and self.folder is not None and not any(self.folder.glob("*.safetensors")):
+            (self.folder / "settings.json").unlink(missing_ok=True)
+            with suppress(OSError):  # something that is not ours lies in it
+                self.folder.rmdir()
 
     def discard(self) -> None:
         """Remove them: their numbers are in the result."""

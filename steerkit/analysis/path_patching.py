@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steerkit.analysis.accuracy import Judge, accuracy_row, ratio_row
-from steerkit.analysis.base import Analyzer
+from steerkit.analysis.base import Analyzer, at_least_one
 from steerkit.analysis.parts import Part
 from steerkit.analysis.patched_decoding import decode
 from steerkit.analysis.patches import VARIANTS, Patch, block_patches, path_patch, shared_cast
@@ -73,9 +73,7 @@ class PathPatching(Analyzer):
 
     def __post_init__(self) -> None:
         TokenMask(self.positions)
-        for name in ("max_tokens", "controls", "top"):
-            if getattr(self, name) < 1:
-                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least_one(self, "max_tokens", "controls", "top")
         if self.temperature < 0:
             raise SteerkitError(f"temperature must be 0 (greedy) or more, got {self.temperature}.")
         if not self.variants and not self.paths:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steerkit.analysis.base import Analyzer
+from steerkit.analysis.base import Analyzer, at_least_one
 from steerkit.analysis.differences import problems
 from steerkit.analysis.engine import Trace
 from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
 from steerkit.analysis.statistics import array_intervals, row
-from steerkit.analysis.texts import Batch, Text, of_groups
-from steerkit.analysis.work import Work
+from steerkit.analysis.texts import Batch, Text
+from steerkit.analysis.work import BASE_TEXTS, Work
 from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
 from steerkit.token_masks import TokenMask
@@ -62,12 +62,10 @@ class Persistence(Analyzer):
 
     def __post_init__(self) -> None:
         TokenMask(self.positions)
-        for name in ("max_tokens", "controls"):
-            if getattr(self, name) < 1:
-                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least_one(self, "max_tokens", "controls")
 
     def analyze(self, work: Work) -> Findings:
-        texts = of_groups(work.generations("base", None, 1, 1.0, self.max_tokens, self.sampler))
+        texts = work.base_texts(self.max_tokens, self.sampler)
         rows: list[dict[str, Any]] = []
         arrays: dict[str, Array] = {}
         for name, layers in _maps(work.vectors).items():
@@ -84,7 +82,7 @@ class Persistence(Analyzer):
             "Control: the same with norm-matched random vectors in the place of all s_i (Diff-Vector against theirs).",
             "Positions where nothing differs (outside the vector's token mask) are left out.",
         ]
-        where = f"the token mask {self.positions!r} of prompt and the base's own completion at temperature 1"
+        where = f"the token mask {self.positions!r} of {BASE_TEXTS}"
         return Findings(rows, where, arrays, notes=notes)
 
     def _controls(

@@ -80,9 +80,9 @@ class AnalysisResult:
     model: Mapping[str, Any]
     """name, fingerprint, dtype, device, n_layers, d_model"""
     vectors: Mapping[str, Mapping[str, Any]]
-    """Name -> source, digest, intervention, token_mask, points, norms."""
+    """Name -> digest, intervention, token_mask, points, norms, the model it was trained on, the command."""
     prompts: Mapping[str, Any] | None
-    """n, digest, template, source; None if the analyzer needs none."""
+    """n, digest, template (None where they came encoded), source; None if the analyzer needs none."""
     engine: str
     seed: int
     command: str

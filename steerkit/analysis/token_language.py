@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from steerkit.analysis.base import Analyzer
+from steerkit.analysis.base import Analyzer, at_least_one
 from steerkit.analysis.differences import mean_difference, problems
 from steerkit.analysis.lexicon import LEXICON
 from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
@@ -63,9 +63,7 @@ class TokenLanguage(Analyzer):
         TokenMask(self.positions)
         if self.texts not in ("base", "steered"):
             raise SteerkitError(f"texts must be 'base' or 'steered', got {self.texts!r}.")
-        for name in ("top", "max_tokens", "controls"):
-            if getattr(self, name) < 1:
-                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least_one(self, "top", "max_tokens", "controls")
 
     def analyze(self, work: Work) -> Findings:
         classes = classify(work.loaded.tokenizer, work.readout.vocabulary, self.lexicon)

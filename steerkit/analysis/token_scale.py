@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from steerkit.analysis.base import Analyzer
+from steerkit.analysis.base import Analyzer, at_least_one
 from steerkit.analysis.gates import added_sizes, gate_names, shuffled_gate, untrained_gate
 from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
 from steerkit.analysis.statistics import row
@@ -57,9 +57,7 @@ class TokenScale(Analyzer):
     def __post_init__(self) -> None:
         if self.relative_to not in ("mean", "token"):
             raise SteerkitError(f"relative_to must be 'mean' or 'token', got {self.relative_to!r}.")
-        for name in ("max_tokens", "shown", "top", "controls"):
-            if getattr(self, name) < 1:
-                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least_one(self, "max_tokens", "shown", "top", "controls")
 
     def analyze(self, work: Work) -> Findings:
         for prompt in work.prompts:

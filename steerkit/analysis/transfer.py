@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerkit import registry
 from steerkit.analysis.accuracy import Judge, accuracy_row, ratio_row
-from steerkit.analysis.base import Analyzer, left_as_found
+from steerkit.analysis.base import Analyzer, at_least_one, left_as_found
 from steerkit.analysis.engine import make_engine
 from steerkit.analysis.result import AnalysisResult, Findings
 from steerkit.analysis.statistics import row
@@ -64,12 +64,13 @@ class Transfer(Analyzer):
     verifier: str = "math"
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_tokens", "controls"):
-            if getattr(self, name) < 1:
-                raise SteerkitError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least_one(self, "samples", "max_tokens", "controls")
         if not self.ridge > 0 or self.temperature < 0:
             raise SteerkitError(f"ridge must be above 0 and temperature 0 or more, got {self.ridge} and "
                                 f"{self.temperature}.")  # fmt: skip
+
+    def inputs(self) -> Mapping[str, str]:
+        return {"own": SteeringVector.from_pretrained(self.own).digest()} if self.own else {}
 
     def analyze(self, work: Work) -> Findings:
         ((name, vector),) = work.vectors.items()

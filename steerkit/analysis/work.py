@@ -11,7 +11,8 @@ from steerkit import registry
 from steerkit.analysis.engine import Engine
 from steerkit.analysis.parts import Part, Parts
 from steerkit.analysis.readout import Readout
-from steerkit.analysis.texts import Batch, Text, batches
+from steerkit.analysis.texts import Batch, Text, batches, of_groups
+from steerkit.datasets import PromptTemplate
 from steerkit.hookpoints import HookPoint
 from steerkit.models import LoadedModel, SteeredModel
 from steerkit.models.layout import text_config
@@ -21,6 +22,8 @@ from steerkit.vectors import SteeringVector
 
 Progress = Callable[[str, int, int], None]
 """(label, done, total)"""
+BASE_TEXTS = "prompt and the base's own completion at temperature 1"
+"""What ``Work.base_texts`` are, in words."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Work:
     """Padded tokens of one forward pass, about."""
     parts: Parts
     progress: Progress = field(default=lambda label, done, total: None)
+    template: PromptTemplate | None = None
+    """Of the prompts; None where they came encoded."""
 
     @property
     def n_layers(self) -> int:
@@ -119,6 +124,10 @@ class Work:
             )
             for prompt, group in zip(chosen, rollouts, strict=True)
         ]
+
+    def base_texts(self, max_tokens: int, sampler: str | Mapping[str, Any]) -> list[Text]:
+        """Each prompt with one completion of the base at temperature 1: tokens that all compared runs can read."""
+        return of_groups(self.generations("base", None, 1, 1.0, max_tokens, sampler))
 
     def base_model(self) -> SteeredModel:
         """The base behind the door that samplers take."""

@@ -18,12 +18,12 @@ from steerkit.analysis.plots import draw
 from steerkit.analysis.plots.default import compact_rows
 from steerkit.analysis.prompts import read_prompts
 from steerkit.analysis.result import AnalysisResult
-from steerkit.commands.console import command_line, prepare, progress_display
+from steerkit.commands.console import check_base, command_line, prepare, progress_display
 from steerkit.commands.evaluate import default_device
 from steerkit.commands.parsing import Parser
 from steerkit.datasets import PromptTemplate
-from steerkit.errors import SteerkitError
-from steerkit.files import ensure_folder
+from steerkit.errors import SteerkitError, VectorError
+from steerkit.files import output_folder
 from steerkit.models import load_model
 from steerkit.types import Example
 from steerkit.vectors import SteeringVector
@@ -56,6 +56,7 @@ def build_parser(target: type[Analyzer]) -> Parser:
     add("--engine", default="nnsight", choices=["nnsight", "batched"], help="the same numbers; batched is faster")
     add("--seed", type=int, default=0, help="of controls, samples and bootstraps")
     add("--batch_tokens", type=int, default=8192, help="padded tokens of one forward pass, about")
+    add("--force", action="store_true", help="accept a base with another fingerprint than a vector's")
     add("--dtype", default="auto")
     add("--device", type=str | None, default=None, help="default: cuda if there is one, else cpu")
     add("--trust_remote_code", type=bool, default=False)
@@ -83,9 +84,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     options = parser.instantiate(options)
     prepare()
     analyzer = _made(target, options)
-    out = Path(options.out)
-    if not options.restart:
-        ensure_folder(out)
+    with output_folder(options.out) as out:
+        return _run(analyzer, options, out, command_line(verb, arguments))
+
+
+def _run(analyzer: Analyzer, options: Namespace, out: Path, command: str) -> int:
     if options.batch_tokens < 1:
         raise SteerkitError(f"batch_tokens must be at least 1, got {options.batch_tokens}.")
     vectors = load_vectors(options.vector)
@@ -101,15 +104,21 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         device=options.device or default_device(),
         trust_remote_code=options.trust_remote_code,
     )
+    for name, vector in vectors.items():
+        try:
+            check_base(vector, loaded.base, options.force)
+        except VectorError as error:
+            raise VectorError(f"{name}: {error}") from None
     try:
         with progress_display() as progress:
             result = analyzer.run(
                 loaded, vectors, examples, engine=options.engine, seed=options.seed, folder=out,
                 template=options.template, source=source, batch_tokens=options.batch_tokens, progress=progress,
-                command=command_line(verb, arguments), restart=options.restart,
+                command=command, restart=options.restart,
             )  # fmt: skip
     except KeyboardInterrupt:
-        print(f"What is finished is in {out / 'parts'}: the same command goes on from there.")
+        if (out / "parts").exists():
+            print(f"What is finished is in {out / 'parts'}: the same command goes on from there.")
         raise
     _show(result)
     print(f"Wrote {out / 'analysis.json'} ({result.seconds:.1f} s).")

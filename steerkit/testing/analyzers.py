@@ -31,8 +31,8 @@ TOLERANCE = 1e-4
 """Relative difference of a number between the two engines (fp32)."""
 INTERVENTIONS = ("static", "tokenwise", "gated", "projected", "lowrank", "bias")
 RESERVED = {
-    "config", "model", "vector", "prompts", "data_root", "split", "limit", "prompt", "engine", "seed", "batch_tokens",
-    "dtype", "device", "trust_remote_code", "figures", "restart", "out",
+    "config", "model", "vector", "prompts", "data_root", "split", "limit", "template", "engine", "seed", "batch_tokens",
+    "dtype", "device", "trust_remote_code", "figures", "force", "restart", "out",
 }  # fmt: skip
 """Options of ``steerkit analyze``: no setting may have such a name."""
 MASKS = ("first_generated", "not_first_generated", "prompt", "generated", "last_prompt:2", "segment:problem")

@@ -206,6 +206,38 @@ def test_parts_of_other_settings_are_refused(tmp_path):
         again.get("one", dict)
 
 
+def test_what_a_failure_leaves(tmp_path):
+    """Nothing, unless a part is finished, from which the next run goes on; what was there stays."""
+
+    @dataclass(frozen=True)
+    class Failing(Good):
+        parts: int = 0
+
+        def analyze(self, work):
+            for number in range(self.parts):
+                work.part(f"part {number}", lambda: {"x": torch.ones(1)})
+            raise SteerkitError("no.")
+
+    contract = _Contract(Failing(), "llama")
+
+    def fails(parts, folder, **changed):
+        with pytest.raises(SteerkitError, match="no"):
+            Failing(parts=parts).run(contract.loaded, contract.vector(), contract.prompts, folder=folder, **changed)
+
+    fails(0, tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "own.txt").write_text("mine")
+    fails(0, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.txt"]
+    fails(1, tmp_path / "a")
+    kept = sorted(path.suffix for path in (tmp_path / "a" / "parts").iterdir())
+    assert kept == [".json", ".safetensors"]
+    fails(1, tmp_path / "a")  # gone on with, and still there
+    assert len(list((tmp_path / "a" / "parts").iterdir())) == 2
+    fails(0, tmp_path / "a", restart=True)
+    assert (tmp_path / "a.1" / "parts").is_dir() and not (tmp_path / "a").exists()
+
+
 def test_a_damaged_result_is_one_line(tmp_path):
     with pytest.raises(SteerkitError, match="not the folder of an analysis"):
         AnalysisResult.load(tmp_path)
