@@ -147,7 +147,11 @@ def facts(module: SteeringModule, member: Member) -> dict[str, Any]:
         "seconds_per_step": median(seconds) if seconds else None,  # in a sweep, of all its policies together
         "kept_aside_bytes": adapter.kept_aside_bytes() if adapter is not None else 0,
     }
-    return found | ({"sweep": dict(member.axes)} if member.name else {})
+    if member.name:
+        found["sweep"] = dict(member.axes)
+        failed = module.run_state.failed.get(module.members.index(member))
+        found |= {} if failed is None else {"failed": failed}
+    return found
 
 
 def _named(arm: str, member: Member) -> str:
