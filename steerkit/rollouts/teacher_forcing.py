@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,10 +58,6 @@ class Branches:
             group.stream_layer if kept else None,
             group.policy,
         )
-
-
-_CACHE_SHARE = 8
-"""A completion's copy of its prompt's keys and values takes about 1/8 of the memory of the prompt's activations."""
 
 
 def completion_log_probs(
@@ -215,56 +211,6 @@ def _padded(rows: Sequence[Tensor | None], width: int, device: torch.device, lef
         if row is not None and len(row):
             out[k, width - len(row) if left else 0 : width if left else len(row)] = row
     return out
-
-
-def micro_batches(
-    groups: Sequence[Branches], token_budget: int, shared_prompts: bool = True
-) -> Iterator[list[tuple[int, list[int]]]]:
-    """Split groups into batches of at most about ``token_budget`` padded tokens, prompts of like length together.
-
-    Args:
-        shared_prompts: False for families with a running state, where each completion runs with its own prompt.
-
-    Yields:
-        Lists of (group index, completion indices). A group that is too large alone is split by its completions,
-        sorted by length; a single completion over the budget goes alone.
-    """
-    cost = _cost if shared_prompts else _separate_cost
-    pieces: list[tuple[int, list[int]]] = []
-    for index in sorted(range(len(groups)), key=lambda g: len(groups[g].prompt)):
-        prompt, completions = groups[index].prompt, groups[index].completions
-        piece: list[int] = []
-        for k in sorted(range(len(completions)), key=lambda k: len(completions[k])):
-            if piece and cost(1, len(prompt), len(piece) + 1, len(completions[k])) > token_budget:
-                pieces.append((index, piece))
-                piece = []
-            piece.append(k)
-        if piece:
-            pieces.append((index, piece))
-    batch: list[tuple[int, list[int]]] = []
-    prompt_width = completion_width = n_completions = 0
-    for index, piece in pieces:
-        longest = max(len(groups[index].completions[k]) for k in piece)
-        widths = max(prompt_width, len(groups[index].prompt)), max(completion_width, longest)
-        size = cost(len(batch) + 1, widths[0], n_completions + len(piece), widths[1])
-        if batch and size > token_budget:
-            yield batch
-            batch, n_completions = [], 0
-            widths = len(groups[index].prompt), longest
-        batch.append((index, piece))
-        prompt_width, completion_width = widths
-        n_completions += len(piece)
-    if batch:
-        yield batch
-
-
-def _cost(prompts: int, prompt_width: int, completions: int, completion_width: int) -> int:
-    """Padded tokens of both passes, the completions' copies of the prompts' keys and values included."""
-    return prompts * prompt_width + completions * (completion_width + prompt_width // _CACHE_SHARE)
-
-
-def _separate_cost(prompts: int, prompt_width: int, completions: int, completion_width: int) -> int:
-    return completions * (prompt_width + completion_width)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
