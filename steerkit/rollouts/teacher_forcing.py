@@ -118,8 +118,8 @@ def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: i
         layers = {group.layer for group in groups}
         layer = layers.pop() if len(layers) == 1 else None
         cache = DynamicCache(config=model.base.config) if layer is None else SuffixCache(layer + 1)
-        ids, policies = [group.prompt for group in groups], [group.policy for group in groups]
-        common = shared_tokens(model, ids, policies, steered, prompts.shape[1] + width)
+        policies = [group.policy for group in groups]
+        common = shared_tokens(model, [group.prompt for group in groups], policies, steered, prompts.shape[1] + width)
         call = _Prompts(model, groups, layer, cache)
         if common:
             mask, hidden = call.in_two(common, steered, pad_id)

@@ -266,13 +266,13 @@ class SteeringModule(L.LightningModule):
             advantages = self.objective.advantages(table.rewards, table.valid)
             most = self.run_state.micro_batch_tokens
             tokens = self.budget.micro_batch_tokens(self.policy, batch, self.params.max_tokens, pad_id, most)
-            more = {"retry": retry, "importance_cap": None if self.sampler.exact else IMPORTANCE_CAP}
+            cap = None if self.sampler.exact else IMPORTANCE_CAP
             stats, fitted = self.failed.without_broken(
                 groups,
                 advantages[torch.tensor(processes.deal(range(len(advantages))))],
                 lambda chosen, rows: memory.add_gradients(
                     self.policy, self.objective, chosen, rows, [part.n_tokens for part in tables], pad_id,
-                    self.params.temperature, tokens, self.manual_backward, **more,
+                    self.params.temperature, tokens, self.manual_backward, retry, cap,
                 ),
             )  # fmt: skip
         if fitted < tokens:

@@ -139,7 +139,7 @@ def facts(module: SteeringModule, member: Member) -> dict[str, Any]:
     adapter = cast(WeightAdapter | None, module.policy.adapter)
     parameters = [p for _, group in trained_parameters(member.policy) for p in group]
     seconds = module.seconds_per_step
-    found = {
+    found: dict[str, Any] = {
         "train_seed": member.seed,
         "lr": member.lr if isinstance(member.lr, float | int) else json.dumps(member.lr),
         "trainable_params": sum(p.numel() for p in parameters),
