@@ -9,6 +9,7 @@ from workload import Workload
 from steerkit.analysis import make_engine
 from steerkit.analysis.readout import Readout
 from steerkit.analysis.texts import Batch, Text
+from steerkit.analysis.variants import Variant, run_variants
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.vectors import SteeringVector
@@ -47,6 +48,10 @@ class Study:
         self.engine = make_engine("batched", work.loaded)
         self.readout = Readout(work.loaded)
 
+    def kept(self, stream: Tensor) -> Tensor:
+        """[B, T, D] -> [B, C, D] at the positions that are read."""
+        return stream[:, self.positions].contiguous()
+
     def vector(self, layers: list[int]) -> SteeringVector:
         """The static vectors of some layers."""
         points = [HookPoint(layer) for layer in layers]
@@ -63,16 +68,13 @@ def lens(study: Study) -> Tensor:
     model that is steered at one layer.
     """
     points = [HookPoint(layer) for layer in range(study.n_layers)]
-    found = []
-    for variant in [None, *([layer] for layer in range(study.n_layers))]:
-        vector = None if variant is None else study.vector(variant)
-        trace = study.engine.run(study.batch, vector, points)
-        of_layers = []
-        for point in points:
-            logs = torch.log_softmax(study.readout.logits(trace[point][:, study.positions]), -1)
-            of_layers.append(logs.gather(-1, study.targets[..., None])[..., 0])
-        found.append(torch.stack(of_layers))
-    return torch.stack(found)
+    variants = [Variant(), *(Variant(study.vector([layer])) for layer in range(study.n_layers))]
+    found = run_variants(study.engine, study.batch, variants, points, keep=study.kept)
+    of_layers = []
+    for point in points:
+        streams, which = found.distinct(point)
+        of_layers.append(study.readout.log_probs(streams, study.targets)[which])
+    return torch.stack(of_layers, dim=1)
 
 
 @torch.no_grad()
@@ -83,12 +85,8 @@ def patching(study: Study) -> Tensor:
     sites = [HookPoint(layer, site) for layer in range(study.n_layers) for site in ("attn_output", "mlp_output")]
     vanilla = study.engine.run(study.batch, None, sites)
     vector, last = study.vector(list(range(study.n_layers))), HookPoint(study.n_layers - 1)
-
-    def logs(edits: dict[HookPoint, Tensor]) -> Tensor:
-        given = {point: (lambda _now, put=value: put) for point, value in edits.items()}
-        hidden = study.engine.run(study.batch, vector, [last], given)[last]
-        return torch.log_softmax(study.readout.logits(hidden[:, study.positions]), -1)
-
-    steered = logs({})
-    found = [(steered.exp() * (steered - logs({site: vanilla[site]}))).sum(-1) for site in sites]
-    return torch.stack(found).reshape(study.n_layers, 2, *found[0].shape)
+    put = [Variant(vector, {site: lambda _now, value=vanilla[site]: value}) for site in sites]
+    found = run_variants(study.engine, study.batch, [Variant(vector), *put], [last], keep=study.kept)
+    steered = torch.log_softmax(study.readout.logits(found.of(0, last)), -1).flatten(0, 1)
+    gaps = [study.readout.divergence(steered, found.of(k, last).flatten(0, 1)) for k in range(1, len(put) + 1)]
+    return torch.stack(gaps).view(study.n_layers, 2, len(study.targets), -1)

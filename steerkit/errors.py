@@ -31,6 +31,18 @@ class TrainingError(SteerkitError):
     """Training can't go on (NaN loss); what was learned before is kept."""
 
 
+class BrokenPolicy(TrainingError):
+    """The loss of one policy is not finite; no parameter was changed."""
+
+    def __init__(self, text: str, policy: int) -> None:
+        """
+        Args:
+            policy: its number among those that share the run.
+        """
+        self.policy = policy
+        super().__init__(text)
+
+
 class NotFinite(TrainingError):
     """The vector of the latest step makes the model's outputs NaN or infinite: it is not worth keeping."""
 

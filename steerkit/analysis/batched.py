@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from steerkit.analysis.engine import Engine, Trace, Visit
+from steerkit.analysis.engine import Engine, RowVectors, Trace, Visit
+from steerkit.analysis.growth import Growth, batch_arguments, growing
 from steerkit.analysis.texts import Batch
 from steerkit.hookpoints import HookPoint
 from steerkit.models import SteeredModel
+from steerkit.rollouts.acceleration import accelerated_update
 from steerkit.vectors import SteeringVector
 
 
@@ -22,15 +24,30 @@ class BatchedEngine(Engine):
     name: ClassVar[str] = "batched"
 
     def forward(
-        self, batch: Batch, vector: SteeringVector | None, steered: Tensor | None, visits: list[Visit], logits: bool
+        self,
+        batch: Batch,
+        vector: SteeringVector | RowVectors | None,
+        steered: Tensor | None,
+        visits: list[Visit],
+        logits: bool,
+        growth: Growth | None,
     ) -> Trace:
-        items = self.interventions(vector) if vector is not None else {}
-        model = SteeredModel(self.loaded.base, items, self.loaded.layout)
-        shape: tuple[int, int] = (batch.ids.shape[0], batch.ids.shape[1])
+        model = SteeredModel(self.loaded.base, self.interventions(vector), self.loaded.layout)
+        ids, mask, paths = batch.ids, batch.mask, None
+        if growth is not None and growth.layers:
+            paths = batch_arguments(self.loaded, self.arguments)
+        if growth is None or paths is None:
+            growth = None
+        else:
+            ids, mask = ids[: growth.rows(-1)], mask[: growth.rows(-1)]
         values: dict[HookPoint, Tensor] = {}
-        with hooked(model, steered, visits, shape, values):
-            output = self.loaded.base(**self.arguments(batch, logits))
-        return Trace(values, output.logits if logits else None)
+        with ExitStack() as stack:
+            stack.enter_context(accelerated_update(model))
+            if growth is not None and paths is not None:
+                stack.enter_context(growing(self.loaded, growth, paths))
+            stack.enter_context(hooked(model, steered, visits, ids.shape[1], values, growth is not None))
+            output = self.loaded.base(**self.arguments(ids, mask, logits))
+        return Trace(values, output.logits if logits else None, growth)
 
 
 @contextmanager
@@ -38,15 +55,17 @@ def hooked(
     model: SteeredModel,
     steered: Tensor | None,
     visits: Sequence[Visit],
-    shape: tuple[int, int],
+    length: int,
     values: dict[HookPoint, Tensor],
+    growing: bool = False,
 ) -> Iterator[None]:
     """Inside the block, a call of the base is steered, edited and read.
 
     Args:
         steered: [B, T] bool over the positions of the call.
-        shape: (B, T)
+        length: T
         values: what is read goes there.
+        growing: rows join on the way, B being those at the end.
     """
     handles = []
     try:
@@ -54,30 +73,30 @@ def hooked(
         # after steering.
         for visit in visits:
             if visit.side == "input":
-                hook = _before(visit, shape, values)
+                hook = _before(visit, length, values)
                 handles.append(visit.module.register_forward_pre_hook(hook, with_kwargs=True))
-        with model.applied(steered):
+        with model.applied(steered, growing=growing):
             for visit in visits:
                 if visit.side == "output":
-                    handles.append(visit.module.register_forward_hook(_after(visit, shape, values)))
+                    handles.append(visit.module.register_forward_hook(_after(visit, length, values)))
             yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _before(visit: Visit, shape: tuple[int, int], values: dict[HookPoint, Tensor]) -> Any:
+def _before(visit: Visit, length: int, values: dict[HookPoint, Tensor]) -> Any:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
-            return (visit.edit_and_read(args[0], shape, values), *args[1:]), kwargs
+            return (visit.edit_and_read(args[0], length, values), *args[1:]), kwargs
         first = next(iter(kwargs))
-        return args, {**kwargs, first: visit.edit_and_read(kwargs[first], shape, values)}
+        return args, {**kwargs, first: visit.edit_and_read(kwargs[first], length, values)}
 
     return hook
 
 
-def _after(visit: Visit, shape: tuple[int, int], values: dict[HookPoint, Tensor]) -> Any:
+def _after(visit: Visit, length: int, values: dict[HookPoint, Tensor]) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return visit.edit_and_read(output, shape, values)
+        return visit.edit_and_read(output, length, values)
 
     return hook

@@ -189,7 +189,7 @@ class Composition(Analyzer):
             k = self.k if self.temperature > 0 else 1
             found: dict[int, RolloutGroup] = {}
             drawer = registry.build("samplers", self.sampler)
-            model = stack(models) if len(models) > 1 else models[0]
+            model = stack(models)
             for index, group in drawer.stream(model, loaded.tokenizer, prompts, k, params, work.seed):
                 found[index] = group
                 work.progress("sampling, policies x prompts", start * n + len(found), total * n)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steerkit.analysis.texts import Text
+from steerkit.analysis.variants import Variant, run_variants
 from steerkit.analysis.work import Work
 from steerkit.hookpoints import HookPoint
 from steerkit.vectors import SteeringVector
@@ -32,11 +33,12 @@ def mean_difference(
         sums = torch.zeros(len(order), len(points), work.d_model, dtype=torch.float64)
         norms, counts = torch.zeros(len(order), len(points), dtype=torch.float64), torch.zeros(len(order))
         done = 0
-        for batch in work.batches(texts):
+        for batch in work.batches(texts, copies=2):
             chosen = batch.select(positions)
-            steered, base = work.engine.run(batch, vector, points), work.engine.run(batch, read=points)
+            both = run_variants(work.engine, batch, [Variant(), Variant(vector)], points)
             for index, point in enumerate(points):
-                gap = (steered[point].float() - base[point].float()).masked_fill(~chosen[..., None], 0.0).double()
+                base, steered = (both.of(v, point).float() for v in range(2))
+                gap = (steered - base).masked_fill(~chosen[..., None], 0.0).double()
                 for row, text in enumerate(batch.texts):
                     sums[order[text.id], index] += gap[row].sum(0).cpu()
                     norms[order[text.id], index] += gap[row].norm(dim=-1).sum().cpu()

@@ -120,7 +120,7 @@ class EditedModel:
         place = self._place
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            return place.write(output, change(place.read(output, shape)))
+            return place.write(output, change(place.read(output, shape[1])))
 
         handle = place.module.register_forward_hook(hook)
         try:

@@ -18,12 +18,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from steerkit.analysis.growth import Growth
 from steerkit.analysis.places import Place, find_place
 from steerkit.analysis.texts import Batch
 from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Intervention
+from steerkit.interventions.rowwise import Rows, Rowwise
 from steerkit.models import LoadedModel
+from steerkit.models.positions import positions_from_mask
 from steerkit.registry import did_you_mean
 from steerkit.token_masks import TokenMask
 from steerkit.vectors import SteeringVector
@@ -39,12 +42,24 @@ class Trace:
     """What one forward pass gave."""
 
     values: Mapping[HookPoint, Tensor]
-    """Place -> its tensor, after steering and edits."""
+    """Place -> its tensor, after steering and edits; of the rows that there are at the place, where the batch grows."""
     logits: Tensor | None = None
     """[B, T, V], if they were asked for."""
+    growth: Growth | None = None
 
     def __getitem__(self, point: HookPoint) -> Tensor:
-        return self.values[point]
+        """[B, T, ...] of all rows."""
+        value = self.values[point]
+        return value if self.growth is None else self.growth.spread(value)
+
+
+@dataclass(frozen=True)
+class RowVectors:
+    """Several vectors in one batch, each in its own rows."""
+
+    vectors: tuple[SteeringVector, ...]
+    rows: tuple[int, ...]
+    """[B] the place in ``vectors`` of the one that acts in each row; -1: none does."""
 
 
 @dataclass
@@ -56,13 +71,19 @@ class Visit:
     edits: list[tuple[Place, Edit]] = field(default_factory=list)
     reads: list[Place] = field(default_factory=list)
     steers: list[HookPoint] = field(default_factory=list)
+    keep: Edit | None = None
 
-    def edit_and_read(self, value: Any, shape: tuple[int, int], values: dict[HookPoint, Tensor]) -> Any:
-        """The value with this visit's edits; what is read of it goes to ``values``."""
+    def edit_and_read(self, value: Any, length: int, values: dict[HookPoint, Tensor]) -> Any:
+        """The value with this visit's edits; what is read of it goes to ``values``.
+
+        Args:
+            length: T of the call.
+        """
         for place, edit in self.edits:
-            value = place.write(value, edit(place.read(value, shape)))
+            value = place.write(value, edit(place.read(value, length)))
         for place in self.reads:
-            values[place.point] = place.read(value, shape)
+            found = place.read(value, length)
+            values[place.point] = found if self.keep is None else self.keep(found)
         return value
 
 
@@ -100,12 +121,14 @@ class Engine(ABC):
     def run(
         self,
         batch: Batch,
-        vector: SteeringVector | None = None,
+        vector: SteeringVector | RowVectors | None = None,
         read: Sequence[HookPoint] = (),
         edits: Mapping[HookPoint, Edit] | None = None,
         logits: bool = False,
         token_mask: TokenMask | str | None = None,
         steered_rows: Tensor | None = None,
+        growth: Growth | None = None,
+        keep: Edit | None = None,
     ) -> Trace:
         """One forward pass over a batch.
 
@@ -116,38 +139,59 @@ class Engine(ABC):
             logits: also give the logits of all positions.
             token_mask: where the vector acts; default: its own mask.
             steered_rows: [B] bool, the rows in which it acts; the others are the base's. Default: all.
+            growth: rows that are copies of others up to a block, for an engine that can spare them; edits are then
+                given the rows that there are at their place, the first ones. It changes no number.
+            keep: what is kept of each tensor that is read, e.g. some positions; it gives a tensor of its own.
 
         Raises:
             VectorError: if the vector does not fit the model.
-            SteerkitError: for a place that the model does not have.
+            SteerkitError: for a place that the model does not have; vectors of several kinds at one hook point.
         """
         visits = make_visits(self.loaded, read, edits or {})
+        for visit in visits:
+            visit.keep = keep
         steered = None
-        if vector is not None:
+        if isinstance(vector, RowVectors):
+            masks = [batch.select(one.token_mask if token_mask is None else token_mask) for one in vector.vectors]
+            none = torch.zeros_like(batch.mask, dtype=torch.bool)
+            steered = torch.stack([*masks, none])[torch.tensor(vector.rows), torch.arange(len(vector.rows))]
+        elif vector is not None:
             steered = batch.select(vector.token_mask if token_mask is None else token_mask)
-            if steered_rows is not None:
-                steered = steered & steered_rows[:, None]
+        if steered is not None and steered_rows is not None:
+            steered = steered & steered_rows[:, None]
         patterns = any(point.site == "attn_pattern" for point in read)
         with eager_attention(self.loaded.base) if patterns else nullcontext():
-            return self.forward(batch, vector, steered, visits, logits)
+            return self.forward(batch, vector, steered, visits, logits, growth)
 
     @abstractmethod
     def forward(
-        self, batch: Batch, vector: SteeringVector | None, steered: Tensor | None, visits: list[Visit], logits: bool
+        self,
+        batch: Batch,
+        vector: SteeringVector | RowVectors | None,
+        steered: Tensor | None,
+        visits: list[Visit],
+        logits: bool,
+        growth: Growth | None,
     ) -> Trace:
         """The pass itself, without gradients.
 
         Args:
             steered: [B, T] bool, the positions at which ``vector`` acts.
             visits: not in forward order.
+            growth: may be left out of account.
         """
 
-    def interventions(self, vector: SteeringVector) -> dict[HookPoint, Intervention]:
+    def interventions(self, vector: SteeringVector | RowVectors | None) -> dict[HookPoint, Intervention]:
         """The vector's interventions on the model's device; the latest few are kept.
 
         Raises:
             VectorError: if it does not fit the model.
+            SteerkitError: for vectors of several kinds at one hook point.
         """
+        if vector is None:
+            return {}
+        if isinstance(vector, RowVectors):
+            return self._rowwise(vector)
         key = vector.digest()
         if key not in self._built:
             vector.check_fits(self.loaded.base)
@@ -157,11 +201,33 @@ class Engine(ABC):
             self._built[key] = {p: item.to(self.loaded.base.device).requires_grad_(False) for p, item in built.items()}
         return self._built[key]
 
-    def arguments(self, batch: Batch, logits: bool) -> dict[str, Any]:
-        """Keyword arguments of the base's forward; without ``logits`` the unembedding runs on one position only."""
-        given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+    def _rowwise(self, vector: RowVectors) -> dict[HookPoint, Intervention]:
+        device = self.loaded.base.device
+        members: dict[HookPoint, dict[int, Intervention]] = {}
+        for number, one in enumerate(vector.vectors):
+            for point, item in self.interventions(one).items():
+                members.setdefault(point, {})[number] = item
+        # Rows that no vector acts in belong to a policy that has nothing anywhere.
+        rows = Rows([len(vector.vectors) if row < 0 else row for row in vector.rows], device, growing=True)
+        found: dict[HookPoint, Intervention] = {}
+        for point, of_point in members.items():
+            kinds = {type(item).__name__ for item in of_point.values()}
+            if len(kinds) > 1:
+                raise SteerkitError(f"{point}: vectors that share a batch need one kind of intervention, got {kinds}.")
+            stacked = Rowwise(of_point, len(vector.vectors) + 1)
+            stacked.rows = rows
+            found[point] = stacked.to(device)
+        return found
+
+    def arguments(self, ids: Tensor, mask: Tensor, logits: bool = True) -> dict[str, Any]:
+        """Keyword arguments of the base's forward; without ``logits`` the unembedding runs on one position only.
+
+        Args:
+            ids: [B, T]; ``mask``: [B, T].
+        """
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         if "position_ids" in self._signature:
-            given["position_ids"] = batch.positions
+            given["position_ids"] = positions_from_mask(mask)
         if not logits and "logits_to_keep" in self._signature:
             given["logits_to_keep"] = 1
         return given

@@ -145,7 +145,7 @@ class _Decoder:
         arguments = {"past_key_values": cache} if cache is not None else {}
         if self.model.takes_positions:
             arguments["position_ids"] = positions_from_mask(mask)[:, -ids.shape[1] :]
-        with hooked(self.model, steered, visits, (ids.shape[0], ids.shape[1]), {}):
+        with hooked(self.model, steered, visits, ids.shape[1], {}):
             out = self.work.loaded.base(
                 input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **arguments
             )  # fmt: skip

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from steerkit.analysis.engine import Edit
+from steerkit.analysis.growth import Growth, behind
 from steerkit.analysis.places import READ_SITES, find_place, head_counts
 from steerkit.errors import ModelError, SteerkitError
 from steerkit.hookpoints import HookPoint
 from steerkit.models import LoadedModel
 from steerkit.models.sites import verify_sites
 from steerkit.registry import did_you_mean
+from steerkit.vectors import SteeringVector
 
 Role = Literal["vanilla", "steered", "probe", "patched"]
 ROLES: tuple[Role, ...] = ("vanilla", "steered", "probe", "patched")
@@ -83,6 +85,8 @@ class Cast:
 
     rows: int
     roles: tuple[Mapping[str, Tensor], ...]
+    growth: Growth | None = None
+    """Up to which block rows are copies of others."""
 
     def steered(self, patches: Sequence[Patch], device: torch.device) -> Tensor:
         """[rows] bool: the rows in which the vector acts."""
@@ -102,21 +106,37 @@ class Cast:
         return {point: _edit(of_point) for point, of_point in moves.items()}
 
 
-def shared_cast(patches: Sequence[Patch], n: int, device: torch.device) -> Cast:
+def shared_cast(patches: Sequence[Patch], n: int, device: torch.device, vector: SteeringVector | None = None) -> Cast:
     """All patches of the same n texts: one vanilla and one steered run serve them all.
 
-    The batch is n vanilla rows, n steered ones, then each patch's probe rows (if it needs them) and patched rows.
+    The batch has n vanilla rows and n steered ones, then probe rows (of patches that need them) and patched rows in the
+    order of the blocks behind which they are runs of their own.
+
+    Args:
+        vector: what the steered rows are steered by; None: they may differ from the beginning.
     """
-    block = torch.arange(n, device=device)
-    roles: list[dict[str, Tensor]] = []
-    at = 2
-    for patch in patches:
-        found = {"vanilla": block, "steered": block + n}
-        for role in ("probe", "patched") if patch.probes else ("patched",):
-            found[role] = block + at * n
-            at += 1
-        roles.append(found)
-    return Cast(at * n, tuple(roles))
+    lowest = -1 if vector is None else min(map(behind, vector.tensors))
+    blocks: list[tuple[int, int, Role]] = []  # (start, patch, role)
+    for number, patch in enumerate(patches):
+        for role in ROLES[2:]:
+            copies = [behind(copy.point) for copy in patch.copies if copy.to == role]
+            if copies:
+                blocks.append((min(copies), number, role))
+    # Where values are copied, both runs must be there.
+    lowest = min([lowest, *(start for start, _, _ in blocks)])
+    blocks.sort(key=lambda block: block[0])
+    row = torch.arange(n, device=device)
+    roles: list[dict[str, Tensor]] = [{"vanilla": row, "steered": row + n} for _ in patches]
+    starts, parents = [-1, lowest], [0, 0 if lowest >= 0 else 1]
+    for start, number, role in blocks:
+        roles[number][role] = row + len(starts) * n
+        own = int(patches[number].role("own") == "steered") if start > lowest else 0
+        parents.append(own if start >= 0 else len(starts))
+        starts.append(start)
+    growth = Growth(
+        tuple(start for start in starts for _ in range(n)), tuple(p * n + k for p in parents for k in range(n))
+    )
+    return Cast(len(starts) * n, tuple(roles), growth)
 
 
 def _edit(moves: Sequence[tuple[Tensor, Tensor, slice]]) -> Edit:

@@ -19,7 +19,8 @@ from steerkit.analysis.patched_decoding import decode
 from steerkit.analysis.patches import VARIANTS, Patch, block_patches, path_patch, shared_cast
 from steerkit.analysis.result import AnalysisResult, Findings
 from steerkit.analysis.statistics import by_problem, row
-from steerkit.analysis.texts import Batch, Text, batches, of_groups
+from steerkit.analysis.texts import Text, of_groups
+from steerkit.analysis.variants import tiled
 from steerkit.analysis.work import Work
 from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
@@ -124,17 +125,22 @@ class PathPatching(Analyzer):
         names = _names(patches)
 
         def compute() -> Part:
-            device, base = work.loaded.base.device, work.loaded.tokenizer.pad_token_id
+            device = work.loaded.base.device
             copies = shared_cast(patches, 1, device).rows
             kl = torch.full((len(names), len(texts)), float("nan"), dtype=torch.float64)
             change, shift = kl.clone(), torch.zeros(len(names), work.readout.vocabulary, dtype=torch.float64)
             done = seen = 0
-            for batch in batches(texts, base or 0, device, max(1, work.batch_tokens // copies)):
+            for batch in work.batches(texts, copies):
                 n = len(batch.texts)
-                cast = shared_cast(patches, n, device)
-                wide = _tiled(batch, copies)
+                cast = shared_cast(patches, n, device, vector)
+                wide = tiled(batch, copies)
                 hidden = work.engine.run(
-                    wide, vector, [last], cast.edits(patches), steered_rows=cast.steered(patches, device)
+                    wide,
+                    vector,
+                    [last],
+                    cast.edits(patches),
+                    steered_rows=cast.steered(patches, device),
+                    growth=cast.growth,
                 )[last]
                 chosen = batch.select(self.positions) & (batch.targets >= 0)
                 rows = [cast.roles[0]["vanilla"], cast.roles[0]["steered"], *(r["patched"] for r in cast.roles)]
@@ -142,12 +148,14 @@ class PathPatching(Analyzer):
                     if not bool(chosen[k].any()):
                         continue
                     targets = batch.targets[k][chosen[k]][:, None]
-                    logs = [torch.log_softmax(work.readout.logits(hidden[r[k]][chosen[k]]), -1) for r in rows]
-                    steered, vanilla = logs[1], logs[0].exp()
-                    for v, log in enumerate(logs):
-                        kl[v, index] = float((steered.exp() * (steered - log)).sum(-1).mean())
-                        change[v, index] = float((log.exp() - steered.exp()).gather(1, targets).mean())
-                        shift[v] += (log.exp() - vanilla).sum(0).double().cpu()
+                    vanilla, steered = (_logs(work, hidden[r[k]][chosen[k]]) for r in rows[:2])
+                    share, before = steered.exp(), vanilla.exp().sum(0)
+                    for v, r in enumerate(rows):
+                        log = (vanilla, steered)[v] if v < 2 else _logs(work, hidden[r[k]][chosen[k]])
+                        kl[v, index] = float((share * (steered - log)).sum(-1).mean())
+                        probability = log.exp()
+                        change[v, index] = float((probability - share).gather(1, targets).mean())
+                        shift[v] += (probability.sum(0) - before).double().cpu()
                     seen += len(targets)
                 done += n
                 work.progress(f"patching, {label}", done, len(texts))
@@ -220,12 +228,10 @@ class PathPatching(Analyzer):
         return panels(result)
 
 
+def _logs(work: Work, hidden: Tensor) -> Tensor:
+    """[n, D] streams behind the last block -> [n, V] log-probabilities."""
+    return torch.log_softmax(work.readout.logits(hidden), -1)
+
+
 def _names(patches: Sequence[Patch]) -> list[str]:
     return ["vanilla", "steered", *(patch.name for patch in patches)]
-
-
-def _tiled(batch: Batch, copies: int) -> Batch:
-    """The same texts several times over, block after block."""
-    return Batch(
-        batch.texts * copies, batch.indices * copies, batch.ids.repeat(copies, 1), batch.mask.repeat(copies, 1)
-    )

@@ -56,11 +56,11 @@ class Place:
     columns: slice | None = None
     """Its part of a fused projection's output."""
 
-    def read(self, value: Any, shape: tuple[int, int]) -> Tensor:
+    def read(self, value: Any, length: int) -> Tensor:
         """The site's tensor, from the module's input or output.
 
         Args:
-            shape: (B, T): some modules run on [B * T, D].
+            length: T: some modules run on [B * T, D].
         """
         if self.point.site == "attn_pattern":
             if not isinstance(value, tuple) or len(value) < 2 or not isinstance(value[1], Tensor):
@@ -68,7 +68,7 @@ class Place:
             pattern: Tensor = value[1]
             return pattern.detach().clone()
         found = hidden_of(value)
-        found = found if found.dim() == 3 else found.reshape(*shape, -1)
+        found = found if found.dim() == 3 else found.reshape(-1, length, found.shape[-1])
         found = found if self.columns is None else found[..., self.columns]
         # Cloned: falcon adds to its MLP's output in place.
         return found.detach().clone() if self.gain == 1.0 else found.detach() / self.gain

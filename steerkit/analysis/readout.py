@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor
 
 from steerkit.models import LoadedModel
 from steerkit.models.layout import final_logits
+from steerkit.rollouts.acceleration import frozen_products
+
+_CHUNK = 2**22
+"""Logits that are alive at a time, where not all of them are asked for."""
 
 _VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
@@ -36,7 +41,46 @@ class Readout:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] residual stream of any layer -> [..., V] what the model would say if it ended there, fp32."""
-        return final_logits(self._base, self._layout, self._norm(hidden.to(self._base.dtype))).float()
+        with frozen_products(self._base.get_submodule(self._layout.unembedding)):
+            return final_logits(self._base, self._layout, self._norm(hidden.to(self._base.dtype))).float()
+
+    def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """[N, D] residual streams -> (rows, their logits [n, V]) piece by piece: [N, V] never exists."""
+        size = max(1, _CHUNK // self.vocabulary)
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            yield rows, self.logits(hidden[rows])
+
+    @torch.no_grad()
+    def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The lens's log-probabilities (nats, fp32) of given tokens.
+
+        Args:
+            hidden: [..., D] residual streams.
+            targets: ids that broadcast to [...].
+
+        Returns:
+            [...]
+        """
+        flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.expand(hidden.shape[:-1]).reshape(-1)
+        found = torch.empty(len(flat), device=hidden.device)
+        for rows, logits in self.chunks(flat):
+            found[rows] = logits.gather(-1, wanted[rows, None])[:, 0] - logits.logsumexp(-1)
+        return found.view(hidden.shape[:-1])
+
+    @torch.no_grad()
+    def divergence(self, reference: Tensor, hidden: Tensor) -> Tensor:
+        """[N] KL(reference || what the lens says of ``hidden``), nats.
+
+        Args:
+            reference: [N, V] log-probabilities.
+            hidden: [N, D] residual streams.
+        """
+        found = torch.empty(len(hidden), device=hidden.device)
+        for rows, logits in self.chunks(hidden):
+            of_rows = reference[rows]
+            found[rows] = (of_rows.exp() * (of_rows - torch.log_softmax(logits, -1))).sum(-1)
+        return found
 
     @torch.no_grad()
     def scores(self, direction: Tensor, through_norm: bool = True, cosine: bool = False) -> Tensor:

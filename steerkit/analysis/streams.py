@@ -12,6 +12,7 @@ from torch import Tensor
 from steerkit.analysis.result import Array, as_array
 from steerkit.analysis.statistics import row
 from steerkit.analysis.texts import Text
+from steerkit.analysis.variants import Variant, run_variants
 from steerkit.analysis.work import Work
 from steerkit.vectors import SteeringVector
 
@@ -34,12 +35,8 @@ def stream_lens(
         texts: prompts with a completion.
         listed: texts whose favourites go to the table.
     """
-    base = _read(work, f"{name}, base", None, texts, listed)
-    steered = _read(work, f"{name}, steered", vector, texts, listed)
-    controls = [
-        _read(work, f"{name}, control {k}", control, texts, 0)["logprob"]
-        for k, control in enumerate(work.controls(vector, n_controls))
-    ]
+    base, steered, *random = _read(work, name, [None, vector, *work.controls(vector, n_controls)], texts, listed)
+    controls = [part["logprob"] for part in random]
     rows = []
     for layer in range(work.n_layers):
         gain = (steered["logprob"][:, layer] - base["logprob"][:, layer]).tolist()
@@ -77,34 +74,40 @@ def _favourites(
     return found
 
 
-def _read(work: Work, label: str, vector: SteeringVector | None, texts: Sequence[Text], listed: int) -> dict[str, Any]:
-    """Of each text and layer the mean log-probability; of the first texts each position's, and the favourites."""
+def _read(
+    work: Work, name: str, vectors: Sequence[SteeringVector | None], texts: Sequence[Text], listed: int
+) -> list[dict[str, Any]]:
+    """For each vector, of each text and layer the mean log-probability; of the first texts each position's, and the
+    favourites.
+    """
 
     def compute() -> dict[str, Tensor]:
-        layers, longest = work.n_layers, max(len(text.ids) - text.prompt_length for text in texts)
-        logprob = torch.zeros(len(texts), layers)
-        first = torch.full((layers, longest), float("nan"))
-        favourite = torch.zeros(listed, layers, longest, dtype=torch.long)
-        probability = torch.zeros(listed, layers, longest)
-        done = 0
-        for batch in work.batches(texts):
-            trace = work.engine.run(batch, vector, work.outputs())
+        layers, longest = work.n_layers, max((len(text.ids) - text.prompt_length for text in texts), default=0)
+        shape = (len(vectors), listed, layers, longest)
+        logprob = torch.zeros(len(vectors), len(texts), layers)
+        first = torch.full((len(vectors), layers, longest), float("nan"))
+        favourite, probability = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+        variants, done = [Variant(vector) for vector in vectors], 0
+        for batch in work.batches(texts, copies=len(vectors)):
+            found = run_variants(work.engine, batch, variants, work.outputs())
             for row_, index in enumerate(batch.indices):
                 text = texts[index]
-                targets = torch.tensor(text.ids[text.prompt_length :])
+                targets = torch.tensor(text.ids[text.prompt_length :], device=work.loaded.base.device)
                 for layer, point in enumerate(work.outputs()):
-                    hidden = batch.unpad(trace[point], row_)[text.prompt_length - 1 : -1]
-                    logprobs = torch.log_softmax(work.readout.logits(hidden), -1).cpu()
-                    of_targets = logprobs.gather(1, targets[:, None])[:, 0]
-                    logprob[index, layer] = of_targets.mean()
+                    values, which = found.distinct(point)
+                    hidden = torch.stack([batch.unpad(one, row_)[text.prompt_length - 1 : -1] for one in values])
+                    of_targets = work.readout.log_probs(hidden, targets)[which].cpu()
+                    logprob[:, index, layer] = of_targets.mean(-1)
                     if index == 0:
-                        first[layer, : len(targets)] = of_targets
+                        first[:, layer, : len(targets)] = of_targets
                     if index < listed:
-                        best = logprobs.max(-1)
-                        favourite[index, layer, : len(targets)] = best.indices
-                        probability[index, layer, : len(targets)] = best.values.exp()
+                        for v in range(2):  # nobody asks for those of the controls
+                            best = torch.log_softmax(work.readout.logits(hidden[which[v]]), -1).max(-1)
+                            favourite[v, index, layer, : len(targets)] = best.indices.cpu()
+                            probability[v, index, layer, : len(targets)] = best.values.exp().cpu()
             done += len(batch.texts)
-            work.progress(f"lens of the stream, {label}", done, len(texts))
+            work.progress(f"lens of the stream, {name}", done, len(texts))
         return {"logprob": logprob, "first": first, "favourite": favourite, "probability": probability}
 
-    return work.part(f"stream {label}, {len(texts)} texts", compute)
+    part = work.part(f"streams {name}, {len(texts)} texts", compute)
+    return [{key: value[v] for key, value in part.items()} for v in range(len(vectors))]

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from steerkit.analysis.engine import Engine, Trace, Visit
+from steerkit.analysis.engine import Engine, RowVectors, Trace, Visit
+from steerkit.analysis.growth import Growth
 from steerkit.analysis.texts import Batch
 from steerkit.errors import ModelError
 from steerkit.hookpoints import HookPoint
@@ -40,9 +41,15 @@ class NNsightEngine(Engine):
         self._before: list[tuple[nn.Module, dict[str, Any]]] = []
 
     def forward(
-        self, batch: Batch, vector: SteeringVector | None, steered: Tensor | None, visits: list[Visit], logits: bool
+        self,
+        batch: Batch,
+        vector: SteeringVector | RowVectors | None,
+        steered: Tensor | None,
+        visits: list[Visit],
+        logits: bool,
+        growth: Growth | None,
     ) -> Trace:
-        items = self.interventions(vector) if vector is not None else {}
+        items = self.interventions(vector)  # all rows run from the beginning here
         sites = {point: find_site(self.loaded.base, self.loaded.layout, point) for point in items}
         ordered = self._in_order(self._with_steering(visits, items, sites))
         self._install()
@@ -52,11 +59,11 @@ class NNsightEngine(Engine):
         steering = _Steering(items, sites, steered, shape, self.loaded)
         kept: list[Any] = []
         traced = self._traced
-        with traced.trace(**self.arguments(batch, logits)):
+        with traced.trace(**self.arguments(batch.ids, batch.mask, logits)):
             for visit, envoy in zip(ordered, envoys, strict=True):
                 if visit.side == "input":
                     given = envoy.input
-                    changed = visit.edit_and_read(given, shape, values)
+                    changed = visit.edit_and_read(given, shape[1], values)
                     steering.note(visit, changed)
                     if changed is not given:
                         envoy.input = changed
@@ -64,7 +71,7 @@ class NNsightEngine(Engine):
                     given = envoy.output
                     steered_output = steering.steer(visit, given)
                     steering.note(visit, steered_output)
-                    changed = visit.edit_and_read(steered_output, shape, values)
+                    changed = visit.edit_and_read(steered_output, shape[1], values)
                     if changed is not given:
                         envoy.output = changed
             if logits:

@@ -66,10 +66,15 @@ class Work:
         """
         return self.parts.get(name, compute)
 
-    def batches(self, texts: Sequence[Text]) -> Iterator[Batch]:
-        """Left-padded batches of like length, on the model's device."""
+    def batches(self, texts: Sequence[Text], copies: int = 1) -> Iterator[Batch]:
+        """Left-padded batches of like length, on the model's device.
+
+        Args:
+            copies: variants of each batch that are run together.
+        """
         pad = self.loaded.tokenizer.pad_token_id
-        yield from batches(texts, 0 if pad is None else int(pad), self.loaded.base.device, self.batch_tokens)
+        tokens = max(1, self.batch_tokens // copies)
+        yield from batches(texts, 0 if pad is None else int(pad), self.loaded.base.device, tokens)
 
     def controls(self, vector: SteeringVector, n: int, salt: int = 0) -> list[SteeringVector]:
         """``n`` random vectors with the norms of ``vector`` at each hook point, by the analysis's seed.

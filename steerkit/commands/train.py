@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, redirect_stdout
@@ -255,6 +256,9 @@ class SteerkitCLI(LightningCLI):
         elif isinstance(self.trainer.strategy, ShardedBase):
             with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
                 self._report(Path(folder))  # each of its forward passes needs all processes
+
+        if broken := self.model.failed.summary():
+            print(broken, file=sys.stderr)
 
     def _report(self, run_dir: Path) -> None:
         self.model.to(self.trainer.strategy.root_device)  # Lightning's teardown moved it to the CPU

@@ -18,12 +18,22 @@ class Rows:
     Args:
         policies: [B] policy numbers.
         device: of the model.
+        growing: the call may be given the first of these rows alone.
     """
 
-    def __init__(self, policies: Sequence[int], device: torch.device) -> None:
-        self.policies = tuple(policies)
+    def __init__(self, policies: Sequence[int], device: torch.device, growing: bool = False) -> None:
+        self.policies, self.growing = tuple(policies), growing
         self.index = torch.tensor(self.policies, device=device)
         self._of: dict[int, Tensor] = {}
+        self._first: dict[int, Rows] = {}
+
+    def first(self, n: int) -> Rows:
+        """The first ``n`` rows alone."""
+        if n == len(self.policies):
+            return self
+        if n not in self._first:
+            self._first[n] = Rows(self.policies[:n], self.index.device)
+        return self._first[n]
 
     def of(self, policy: int) -> Tensor:
         """[n] the rows of one policy."""
@@ -56,17 +66,18 @@ class Rowwise(Intervention):
         self.rows: Rows | None = None
 
     def delta(self, hidden: Tensor) -> Tensor:
-        if self.rows is None or len(self.rows.policies) != len(hidden):
+        rows_of = None if self.rows is None else self.rows.first(len(hidden)) if self.rows.growing else self.rows
+        if rows_of is None or len(rows_of.policies) != len(hidden):
             raise SteerkitError("Stacked policies need to know whose each row is: SteeredModel.rows([...]).")
         slots: Tensor = self.slots  # type: ignore[assignment]
         if self.constant:
             one = hidden[:1, :1]
             deltas = [member.delta(one).expand(1, 1, self.d_model)[0, 0] for member in self._all()]
             table = torch.stack([*deltas, torch.zeros_like(deltas[0])])
-            return table[slots[self.rows.index]][:, None]
+            return table[slots[rows_of.index]][:, None]
         out: Tensor | None = None
         for policy, member in self.members.items():
-            rows = self.rows.of(int(policy))
+            rows = rows_of.of(int(policy))
             if len(rows):
                 part = member.delta(hidden[rows])  # type: ignore[operator]
                 if out is None:

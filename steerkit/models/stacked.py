@@ -15,7 +15,8 @@ def stack(policies: Sequence[SteeredModel]) -> SteeredModel:
     """One model whose rows are steered by these policies; it shares their interventions and their base.
 
     Each forward call must be told whose its rows are (``SteeredModel.rows``); samplers and teacher forcing do so by
-    the ``policy`` of a prompt. A policy may have no hook point at all: its rows are the base's.
+    the ``policy`` of a prompt. A policy may have no hook point at all: its rows are the base's. One alone is its own
+    stack: nothing has to be said of its rows.
 
     Raises:
         SteerkitError: for policies on different bases, with different token masks, with different kinds of
@@ -24,6 +25,8 @@ def stack(policies: Sequence[SteeredModel]) -> SteeredModel:
     if not policies:
         raise SteerkitError("Nothing to stack: give at least one policy.")
     first = policies[0]
+    if len(policies) == 1:
+        return first
     masks = {str(policy.token_mask) for policy in policies if policy.points} or {str(first.token_mask)}
     if any(policy.base is not first.base for policy in policies) or len(masks) > 1:
         raise SteerkitError("Policies that share a batch need one base and one token mask.")

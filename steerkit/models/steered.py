@@ -41,6 +41,7 @@ class _Scope:
     """[B, T] for each call in the scope; None: the token mask decides."""
     prompt_positions: Tensor | None = None
     """[B, P] for calls without a cached past, where the token mask can't be read off the attention mask."""
+    growing: bool = False
 
 
 class SteeredModel(nn.Module):
@@ -182,7 +183,9 @@ class SteeredModel(nn.Module):
     # -- scopes
 
     @contextmanager
-    def applied(self: Self, positions: Tensor | None = None, prompt_positions: Tensor | None = None) -> Iterator[Self]:
+    def applied(
+        self: Self, positions: Tensor | None = None, prompt_positions: Tensor | None = None, growing: bool = False
+    ) -> Iterator[Self]:
         """Steer every call of the base inside the block, e.g. ``base.generate``.
 
         By default the token mask decides: what a call without a cached past is given is the prompt, what comes after
@@ -194,13 +197,15 @@ class SteeredModel(nn.Module):
                 predicted *at* it: the first generated token is steered at the last prompt token.
             prompt_positions: [B, P] bool, the prompt's part of the token mask (``positions.mask_positions``); needed
                 where the mask names a segment.
+            growing: rows join on the way through the model (``analysis.growth``): each hook point is given the first
+                rows of ``positions``.
         """
         for given in (positions, prompt_positions):
             if given is not None and (given.dtype != torch.bool or given.dim() != 2):
                 raise SteerkitError(
                     f"Expected positions as a bool tensor [B, T], got {given.dtype} {list(given.shape)}."
                 )
-        with self._open(_Scope(True, positions, prompt_positions)):
+        with self._open(_Scope(True, positions, prompt_positions, growing)):
             yield self
 
     @contextmanager
@@ -301,7 +306,7 @@ class SteeredModel(nn.Module):
             site = self._sites[point]
             if intervention.reads == "residual" and point.site != "output":
                 self._follow_stream(stream, point, blocks[point.layer])
-            steer = self._steer_hook(site, intervention, stream)
+            steer = self._steer_hook(site, intervention, stream, scope.growing)
             self._handles.append(site.module.register_forward_hook(steer))
 
     def _leave(self) -> None:
@@ -322,7 +327,7 @@ class SteeredModel(nn.Module):
             attention = find_site(self.base, self.layout, HookPoint(point.layer, "attn_output"))
             self._handles.append(attention.module.register_forward_hook(attended))
 
-    def _steer_hook(self, site: Site, intervention: Intervention, stream: dict[int, Tensor]) -> Any:
+    def _steer_hook(self, site: Site, intervention: Intervention, stream: dict[int, Tensor], growing: bool) -> Any:
         inside = site.point.site != "output"
 
         def steer(_module: nn.Module, args: Any, output: Any) -> Any:
@@ -330,8 +335,10 @@ class SteeredModel(nn.Module):
                 return output
             given = hidden_of(output)
             # OPT and some mixtures of experts run their MLP on [B * T, D].
-            hidden = given if given.dim() == 3 else given.reshape(*self._shape, -1)
+            hidden = given if given.dim() == 3 else given.reshape(-1, self._shape[-1], given.shape[-1])
             positions = self._now if isinstance(self._now, Tensor) else None
+            if positions is not None and growing:
+                positions = positions[: len(hidden)]
             if positions is not None and positions.shape != hidden.shape[:2]:
                 raise SteerkitError(
                     f"{site.point}: positions is {list(positions.shape)}, this forward call is "

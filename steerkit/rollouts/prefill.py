@@ -10,16 +10,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from steerkit.models.positions import mask_positions, positions_from_mask
+from steerkit.rollouts.beginnings import shared_tokens, steered_at
 from steerkit.rollouts.sampler import EncodedPrompt
-from steerkit.rollouts.shared_cache import slides
 from steerkit.rollouts.teacher_forcing import left_pad
 
 if TYPE_CHECKING:
     from steerkit.models import SteeredModel
     from steerkit.rollouts.suffix import KeptStreams
-
-_WORTH_SHARING = 32
-"""Tokens in common, times the prompts that are spared them, above which a call of its own pays."""
 
 
 def prefill(
@@ -32,50 +29,45 @@ def prefill(
     Returns:
         (keys and values of the left-padded prompts, [p, V] logits behind each prompt, [p, P, D] what was kept).
     """
-    common = common_prefix([prompt.ids for prompt in batch])
-    alike = len({(prompt.policy, prompt.segments[:common]) for prompt in batch}) == 1
-    # A sliding window counts columns, and between the two parts stands padding.
-    whole = not slides(model, max(len(prompt.ids) for prompt in batch))
-    if alike and whole and common * (len(batch) - 1) > _WORTH_SHARING:
-        return _in_two(model, batch, pad_id, kept, common)
-    ids, mask = left_pad([prompt.ids for prompt in batch], pad_id, model.device)
-    lengths = [len(prompt.ids) for prompt in batch]
-    steered = mask_positions(model.token_mask, lengths, [p.segments for p in batch], ids.shape[1], model.device)
+    ids = [prompt.ids for prompt in batch]
+    lengths = [len(row) for row in ids]
+    width = max(lengths)
+    steered = mask_positions(model.token_mask, lengths, [p.segments for p in batch], width, model.device)
+    common = shared_tokens(model, ids, [prompt.policy for prompt in batch], steered, width)
+    if common:
+        return _in_two(model, batch, pad_id, kept, common, steered)
+    padded, mask = left_pad(ids, pad_id, model.device)
     cache = DynamicCache()  # whole keys and values also where attention slides
     with model.prefill(steered), model.rows([prompt.policy for prompt in batch]):
-        out = _run(model, ids, mask, positions_from_mask(mask), cache)
+        out = _run(model, padded, mask, positions_from_mask(mask), cache)
     return cache, out.logits[:, -1], _taken(kept, batch, model.device)
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Tokens that all rows begin with; at least one of each row is left."""
-    shortest = min(map(len, rows)) - 1
-    first = rows[0]
-    return next((t for t in range(shortest) if any(row[t] != first[t] for row in rows)), shortest)
-
-
 def _in_two(
-    model: SteeredModel, batch: Sequence[EncodedPrompt], pad_id: int, kept: KeptStreams, common: int
+    model: SteeredModel,
+    batch: Sequence[EncodedPrompt],
+    pad_id: int,
+    kept: KeptStreams,
+    common: int,
+    steered: Tensor | None,
 ) -> tuple[DynamicCache, Tensor, Tensor | None]:
     device, policy = model.device, batch[0].policy
-    lengths = [len(prompt.ids) for prompt in batch]
-    steered = mask_positions(model.token_mask, lengths, [p.segments for p in batch], max(lengths), device)
     first = torch.tensor(batch[0].ids[:common], device=device)[None]
     rest, rest_mask = left_pad([prompt.ids[common:] for prompt in batch], pad_id, device)
     mask = torch.cat([rest_mask.new_ones(len(batch), common), rest_mask], dim=1)
     # A mask names positions by the whole prompt: said for each of the two calls (rows are left-padded).
     shared = torch.ones_like(first, dtype=torch.bool)
     if steered is not None:
-        start = max(lengths) - lengths[0]
+        start = steered.shape[1] - len(batch[0].ids)
         shared = steered[:1, start : start + common]
     cache = DynamicCache()
-    with _positions(model, shared), model.rows([policy]):
+    with steered_at(model, shared), model.rows([policy]):
         places = torch.arange(common, device=device)[None]
         model.hidden_states(first, torch.ones_like(first), places, past_key_values=cache, use_cache=True)
     before = _taken(kept, batch[:1], device)
     cache.reorder_cache(torch.zeros(len(batch), dtype=torch.long, device=device))  # type: ignore[arg-type]
     own = rest_mask.bool() if steered is None else steered[:, -rest.shape[1] :]
-    with _positions(model, own), model.rows([policy] * len(batch)):
+    with steered_at(model, own), model.rows([policy] * len(batch)):
         out = _run(model, rest, mask, positions_from_mask(mask)[:, common:], cache)
     after = _taken(kept, batch, device)
     # So far the padding stands between the two parts; it belongs before both.
@@ -86,11 +78,6 @@ def _in_two(
     if before is not None and after is not None:
         streams = _columns(torch.cat([before.expand(len(batch), -1, -1), after], dim=1), order, 1)
     return cache, out.logits[:, -1], streams
-
-
-def _positions(model: SteeredModel, positions: Tensor) -> Any:
-    # Inside disabled() nothing is to be steered: the scope that is open stays.
-    return model.applied(positions=positions) if model.steers else model.scope()
 
 
 def _run(model: SteeredModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Any:

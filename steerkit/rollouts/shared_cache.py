@@ -286,7 +286,8 @@ def shared_attention(base: Any) -> Iterator[None]:
 def slides(model: SteeredModel, length: int) -> bool:
     """Whether attention in some layers may not reach over sequences of this many tokens."""
     config = model.base.config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    names = ("sliding_window", "attention_chunk_size", "window_size")  # the last: gpt_neo's local attention
+    windows = [getattr(config, name, None) for name in names]
     return any(window and length > window for window in windows)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from steerkit.models import token_log_probs, token_log_probs_and_entropies
 from steerkit.models.caching import has_running_state
 from steerkit.models.positions import mask_positions, positions_from_mask
+from steerkit.rollouts.beginnings import shared_tokens, steered_at
 from steerkit.rollouts.suffix import SuffixCache, suffix_states
 
 if TYPE_CHECKING:
@@ -59,10 +60,6 @@ class Branches:
         )
 
 
-_CACHE_SHARE = 8
-"""A completion's copy of its prompt's keys and values takes about 1/8 of the memory of the prompt's activations."""
-
-
 def completion_log_probs(
     model: SteeredModel, groups: Sequence[Branches], pad_id: int, temperature: float = 1.0
 ) -> Tensor:
@@ -84,7 +81,8 @@ def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: i
     """([N, D] final-normed states, [N] ids) of all completion tokens: each state is that of the position before.
 
     Each prompt runs once, forward and backward, however many completions it has: the second pass goes on from its
-    keys and values, through which the completions' gradients flow back into it. The gradient is that of separate
+    keys and values, through which the completions' gradients flow back into it; and so does what prompts begin with in
+    common. The gradient is that of separate
     rows; separate rows is what families with a running state get, as it lets no gradient through. Position t predicts
     token t + 1, so the first completion token is predicted, and steered, at the last prompt position.
     """
@@ -120,16 +118,16 @@ def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: i
         layers = {group.layer for group in groups}
         layer = layers.pop() if len(layers) == 1 else None
         cache = DynamicCache(config=model.base.config) if layer is None else SuffixCache(layer + 1)
-        with model.prefill(steered), model.rows([group.policy for group in groups]):
-            if layer is None:
-                hidden = model.hidden_states(
-                    prompts, mask, positions_from_mask(mask), past_key_values=cache, use_cache=True
-                )
-            else:
-                stream = _padded([group.stream for group in groups], prompts.shape[1], device, left=True)
-                hidden = suffix_states(
-                    model, layer, stream, mask, positions_from_mask(mask), cast(SuffixCache, cache), steered
-                )
+        policies = [group.policy for group in groups]
+        common = shared_tokens(model, [group.prompt for group in groups], policies, steered, prompts.shape[1] + width)
+        call = _Prompts(model, groups, layer, cache)
+        if common:
+            mask, hidden = call.in_two(common, steered, pad_id)
+            whole = torch.cat([mask.index_select(0, owner), mask.new_ones(len(rows), width - 1)], dim=1)
+        else:
+            with model.prefill(steered), model.rows(policies):
+                streams = [group.stream for group in groups]
+                hidden = call.run(prompts, mask, positions_from_mask(mask), steered, streams)
         states = hidden[:, -1:].index_select(0, owner)
         if width > 1:
             cache.reorder_cache(owner)  # type: ignore[arg-type]
@@ -148,6 +146,62 @@ def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: i
     return states[real], targets
 
 
+class _Prompts:
+    """The forward passes of prompts, from their tokens or from the stream that the rollouts kept.
+
+    Args:
+        layer: the block that the streams left; None: they were not kept.
+        cache: where keys and values go.
+    """
+
+    def __init__(self, model: SteeredModel, groups: Sequence[Branches], layer: int | None, cache: Any) -> None:
+        self.model, self.groups, self.layer, self.cache = model, groups, layer, cache
+
+    def run(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, steered: Tensor | None, streams: Sequence[Tensor | None]
+    ) -> Tensor:
+        """[n, T, D] final-normed states of one call.
+
+        Args:
+            ids: [n, T], padded on the left.
+            mask: [n, S], S = T + cached length.
+            positions: [n, T]
+            steered: [n, T]; None: all.
+            streams: [n][at most T, D] what was kept of these tokens; not read if nothing was.
+        """
+        if self.layer is None:
+            return self.model.hidden_states(ids, mask, positions, past_key_values=self.cache, use_cache=True)
+        stream = _padded(streams, ids.shape[1], ids.device, left=True)
+        return suffix_states(self.model, self.layer, stream, mask, positions, self.cache, steered)
+
+    def in_two(self, common: int, steered: Tensor | None, pad_id: int) -> tuple[Tensor, Tensor]:
+        """The ``common`` first tokens once, then the rest of each prompt, through whose attention their gradient flows.
+
+        Returns:
+            (mask [G, P], padding between the two parts; [G, T, D] final-normed states of the second).
+        """
+        model, n = self.model, len(self.groups)
+        first = torch.tensor(self.groups[0].prompt[:common], device=model.device)[None]
+        rest, rest_mask = left_pad([group.prompt[common:] for group in self.groups], pad_id, model.device)
+        here, own = torch.ones_like(first, dtype=torch.bool), rest_mask.bool()
+        if steered is not None:
+            start = steered.shape[1] - len(self.groups[0].prompt)
+            here, own = steered[:1, start : start + common], steered[:, -rest.shape[1] :]
+        policy = self.groups[0].policy
+        with steered_at(model, here), model.rows([policy]):
+            places = torch.arange(common, device=model.device)[None]
+            self.run(first, torch.ones_like(first), places, here, [_part(self.groups[0].stream, slice(common))])
+        self.cache.reorder_cache(torch.zeros(n, dtype=torch.long, device=model.device))
+        mask = torch.cat([rest_mask.new_ones(n, common), rest_mask], dim=1)
+        with steered_at(model, own), model.rows([policy] * n):
+            streams = [_part(group.stream, slice(common, None)) for group in self.groups]
+            return mask, self.run(rest, mask, positions_from_mask(mask)[:, common:], own, streams)
+
+
+def _part(stream: Tensor | None, tokens: slice) -> Tensor | None:
+    return None if stream is None else stream[tokens]
+
+
 def _padded(rows: Sequence[Tensor | None], width: int, device: torch.device, left: bool) -> Tensor:
     """[n][T, D] -> [n, width, D], zeros at the padding; a copy outside inference mode, so that autograd may keep it."""
     first = rows[0]
@@ -157,56 +211,6 @@ def _padded(rows: Sequence[Tensor | None], width: int, device: torch.device, lef
         if row is not None and len(row):
             out[k, width - len(row) if left else 0 : width if left else len(row)] = row
     return out
-
-
-def micro_batches(
-    groups: Sequence[Branches], token_budget: int, shared_prompts: bool = True
-) -> Iterator[list[tuple[int, list[int]]]]:
-    """Split groups into batches of at most about ``token_budget`` padded tokens, prompts of like length together.
-
-    Args:
-        shared_prompts: False for families with a running state, where each completion runs with its own prompt.
-
-    Yields:
-        Lists of (group index, completion indices). A group that is too large alone is split by its completions,
-        sorted by length; a single completion over the budget goes alone.
-    """
-    cost = _cost if shared_prompts else _separate_cost
-    pieces: list[tuple[int, list[int]]] = []
-    for index in sorted(range(len(groups)), key=lambda g: len(groups[g].prompt)):
-        prompt, completions = groups[index].prompt, groups[index].completions
-        piece: list[int] = []
-        for k in sorted(range(len(completions)), key=lambda k: len(completions[k])):
-            if piece and cost(1, len(prompt), len(piece) + 1, len(completions[k])) > token_budget:
-                pieces.append((index, piece))
-                piece = []
-            piece.append(k)
-        if piece:
-            pieces.append((index, piece))
-    batch: list[tuple[int, list[int]]] = []
-    prompt_width = completion_width = n_completions = 0
-    for index, piece in pieces:
-        longest = max(len(groups[index].completions[k]) for k in piece)
-        widths = max(prompt_width, len(groups[index].prompt)), max(completion_width, longest)
-        size = cost(len(batch) + 1, widths[0], n_completions + len(piece), widths[1])
-        if batch and size > token_budget:
-            yield batch
-            batch, n_completions = [], 0
-            widths = len(groups[index].prompt), longest
-        batch.append((index, piece))
-        prompt_width, completion_width = widths
-        n_completions += len(piece)
-    if batch:
-        yield batch
-
-
-def _cost(prompts: int, prompt_width: int, completions: int, completion_width: int) -> int:
-    """Padded tokens of both passes, the completions' copies of the prompts' keys and values included."""
-    return prompts * prompt_width + completions * (completion_width + prompt_width // _CACHE_SHARE)
-
-
-def _separate_cost(prompts: int, prompt_width: int, completions: int, completion_width: int) -> int:
-    return completions * (prompt_width + completion_width)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -138,8 +138,9 @@ class MemberFiles(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for file, metrics in zip(self._files, cast(SteeringModule, pl_module).member_metrics, strict=False):
-            file.log_metrics(metrics, trainer.global_step - 1)
+        if self._files:
+            for number, metrics in cast(SteeringModule, pl_module).member_metrics.items():
+                self._files[number].log_metrics(metrics, trainer.global_step - 1)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         found = cast(SteeringModule, pl_module).member_accuracy.take("val")

@@ -101,7 +101,7 @@ def build_members(
 
 def together(members: Sequence[Member]) -> SteeredModel:
     """The model that samples and trains all of them."""
-    return members[0].policy if len(members) == 1 else stack([member.policy for member in members])
+    return stack([member.policy for member in members])
 
 
 def optimizer_groups(members: Sequence[Member]) -> Iterator[dict[str, Any]]:

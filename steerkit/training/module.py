@@ -23,6 +23,7 @@ from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams, encode_pro
 from steerkit.training import memory, saving
 from steerkit.training.checkpoints import check_same_keys
 from steerkit.training.distributed import Processes
+from steerkit.training.failed import FailedMembers
 from steerkit.training.members import (
     Member,
     MemberAccuracy,
@@ -31,14 +32,12 @@ from steerkit.training.members import (
     build_members,
     optimizer_groups,
     together,
-    trained,
 )
 from steerkit.training.metrics import StepTable, mean_metrics, step_metrics
 from steerkit.training.parity import check_parity
 from steerkit.training.recovery import stops
 from steerkit.training.sharding import check_shardable, loading_device, shard, spreads
 from steerkit.training.state import RunState
-from steerkit.training.step import clip_gradients
 from steerkit.types import Example, RolloutGroup
 from steerkit.vectors import SteeringVector
 
@@ -147,7 +146,7 @@ class SteeringModule(L.LightningModule):
         self._is_spread = self._probed = False
         # A ModuleDict, so that Lightning finds the metrics and moves them; a sweep's members have theirs beside it.
         self.accuracy_at = torch.nn.ModuleDict({accuracy_key(t): AvgAtK() for t in validation_temperatures})
-        self.member_metrics: list[dict[str, float]] = []
+        self.member_metrics: dict[int, dict[str, float]] = {}
         self.member_accuracy = MemberAccuracy()
 
     # -- the model
@@ -167,6 +166,7 @@ class SteeringModule(L.LightningModule):
             where = {name: options[name] for name in ("intervention", "layers", "site", "token_mask", "vector")}
             self.intervention_name, self.members = build_members(loaded, self.sweep, where, options.seed, options.lr)
             self.policy = together(self.members)
+            self.failed = FailedMembers(self.members, self.run_state)
             self.loaded = loaded
         if spreads(self._trainer) and self._device_mesh is not None and not self._is_spread:
             check_shardable(self.policy, self.sampler)
@@ -238,7 +238,8 @@ class SteeringModule(L.LightningModule):
         processes, began = self.processes, time.perf_counter()
         k, pad_id = self.settings.samples_per_prompt, self.loaded.tokenizer.pad_token_id
         seeds = [fold_seed(member.seed, self.global_step) for member in self.members]
-        batch = [replace(prompt, seed=seeds[prompt.policy]) for prompt in batch]
+        live = set(self.failed.live)
+        batch = [replace(prompt, seed=seeds[prompt.policy]) for prompt in batch if prompt.policy in live]
         with processes.phase():
             params = self.budget.keeping(self.policy, batch, k, self.params)
             if not self._probed:
@@ -261,31 +262,26 @@ class SteeringModule(L.LightningModule):
         optimizer.zero_grad()
         # Under DDP each backward would average over the processes: the sum is made once, by hand.
         with processes.phase(), getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
-            for member, part in zip(self.members, tables, strict=True):
-                self.run_state.check_samples(part["log_prob"], member.name)
+            self.failed.check_samples([part["log_prob"] for part in tables])
             advantages = self.objective.advantages(table.rewards, table.valid)
             most = self.run_state.micro_batch_tokens
             tokens = self.budget.micro_batch_tokens(self.policy, batch, self.params.max_tokens, pad_id, most)
-            stats, fitted = memory.add_gradients(
-                self.policy,
-                self.objective,
+            cap = None if self.sampler.exact else IMPORTANCE_CAP
+            stats, fitted = self.failed.without_broken(
                 groups,
                 advantages[torch.tensor(processes.deal(range(len(advantages))))],
-                [part.n_tokens for part in tables],
-                pad_id,
-                self.params.temperature,
-                tokens,
-                self.manual_backward,
-                retry=retry,
-                importance_cap=None if self.sampler.exact else IMPORTANCE_CAP,
-            )
+                lambda chosen, rows: memory.add_gradients(
+                    self.policy, self.objective, chosen, rows, [part.n_tokens for part in tables], pad_id,
+                    self.params.temperature, tokens, self.manual_backward, retry, cap,
+                ),
+            )  # fmt: skip
         if fitted < tokens:
             self.run_state.micro_batch_tokens = fitted
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         processes.add_gradients(parameters)
         (loss,), (gap,) = processes.total(stats.loss), processes.largest(stats.logprob_gap)
         with processes.phase():  # the same numbers in each of them: one says it for all
-            norms = [clip_gradients(trained(member.policy), self.settings.grad_clip) for member in self.members]
+            norms = self.failed.clip(self.settings.grad_clip)
         warm = min(1.0, (self.global_step + 1) / max(1, self.settings.warmup_steps))
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * warm
@@ -296,11 +292,11 @@ class SteeringModule(L.LightningModule):
         self.run_state.end_step(self.global_step, table.n_tokens, done - began)
         self.last_groups, self.last_verdicts = [without_streams(group) for group in groups], scores.verdicts
         rows = [slice(None)] if len(self.members) == 1 else owners
-        self.member_metrics = [
-            step_metrics(part, advantages[row], member.policy) | {"grad_norm": norm}
-            for part, row, member, norm in zip(tables, rows, self.members, norms, strict=True)
-        ]
-        metrics = mean_metrics(self.member_metrics) | {
+        self.member_metrics = {
+            m: step_metrics(tables[m], advantages[rows[m]], self.members[m].policy) | {"grad_norm": norms[m]}
+            for m in self.failed.live
+        }
+        metrics = mean_metrics(list(self.member_metrics.values())) | {
             **stats.importance,
             "loss": loss,
             "logprob_gap": gap,

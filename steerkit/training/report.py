@@ -139,7 +139,7 @@ def facts(module: SteeringModule, member: Member) -> dict[str, Any]:
     adapter = cast(WeightAdapter | None, module.policy.adapter)
     parameters = [p for _, group in trained_parameters(member.policy) for p in group]
     seconds = module.seconds_per_step
-    found = {
+    found: dict[str, Any] = {
         "train_seed": member.seed,
         "lr": member.lr if isinstance(member.lr, float | int) else json.dumps(member.lr),
         "trainable_params": sum(p.numel() for p in parameters),
@@ -147,7 +147,11 @@ def facts(module: SteeringModule, member: Member) -> dict[str, Any]:
         "seconds_per_step": median(seconds) if seconds else None,  # in a sweep, of all its policies together
         "kept_aside_bytes": adapter.kept_aside_bytes() if adapter is not None else 0,
     }
-    return found | ({"sweep": dict(member.axes)} if member.name else {})
+    if member.name:
+        found["sweep"] = dict(member.axes)
+        failed = module.run_state.failed.get(module.members.index(member))
+        found |= {} if failed is None else {"failed": failed}
+    return found
 
 
 def _named(arm: str, member: Member) -> str:

@@ -38,6 +38,8 @@ def save_trained(module: SteeringModule, run_dir: Path, receipts: dict[str, Any]
     if len(module.members) > 1:
         for number, member in enumerate(module.members):
             own = receipts | {"seed": member.seed, "lr": member.lr, "sweep": dict(member.axes)}
+            if number in module.run_state.failed:
+                own["failed"] = module.run_state.failed[number]
             module.steering_vector(own, number).save_pretrained(member_dir(run_dir, member) / "vector")
         return run_dir / "sweep"
     adapter = cast(WeightAdapter | None, module.policy.adapter)

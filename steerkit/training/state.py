@@ -44,6 +44,8 @@ class RunState:
         self.seconds_per_step: list[float] = []
         self.updating = False
         """Between two steps: what is in memory is neither the state before nor the one after."""
+        self.failed: dict[int, str] = {}
+        """Policies of a sweep that broke -> why; they stay as they were then (``training.failed``)."""
         self._before: list[tuple[nn.Parameter, Tensor]] = []  # what is trained, as it was before the latest step
         self._step_start: dict[str, Any] | None = None
         self._outside: dict[str, Any] | None = None
@@ -84,14 +86,19 @@ class RunState:
             f"beginning."
         )
 
-    def undo_step(self) -> bool:
+    def undo_step(self, parameters: Sequence[nn.Parameter] | None = None) -> bool:
         """Put what is trained back to where it was before the latest step; False where that is not known (no step in
         this process, or too many numbers).
+
+        Args:
+            parameters: of one policy; default: all.
         """
+        chosen = None if parameters is None else {id(parameter) for parameter in parameters}
+        before = [(p, value) for p, value in self._before if chosen is None or id(p) in chosen]
         with torch.no_grad():
-            for parameter, value in self._before:
+            for parameter, value in before:
                 parameter.copy_(value)
-        return bool(self._before)
+        return bool(before)
 
     def end_step(self, step: int, n_tokens: int, seconds: float) -> None:
         self.step = step
@@ -133,6 +140,7 @@ class RunState:
             "generated_tokens": self.generated_tokens,
             "micro_batch_tokens": self.micro_batch_tokens,
             "seconds_per_step": self.seconds_per_step[-1000:],
+            "failed": dict(self.failed),
             "ranks": processes.objects(own),
         }
         loops_at_step_end(checkpoint["loops"], self.step, epoch_length, validation_due)
@@ -153,7 +161,8 @@ class RunState:
             self.micro_batch_tokens = min(self.micro_batch_tokens, int(saved["micro_batch_tokens"]))
             self.seconds_per_step = [float(seconds) for seconds in saved["seconds_per_step"]]
             self._restored = list(saved["ranks"])
-        except (KeyError, TypeError, ValueError) as error:
+            self.failed = {int(number): str(reason) for number, reason in saved.get("failed", {}).items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SteerkitError(f"The checkpoint's entry {KEY!r} is not what steerkit writes ({error!r}).") from None
 
     def restore(self, rank: int) -> None:

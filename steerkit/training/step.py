@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from steerkit.errors import TrainingError
+from steerkit.errors import BrokenPolicy, TrainingError
 from steerkit.models.caching import has_running_state
 from steerkit.rollouts import Branches, completion_log_probs, completion_log_probs_and_entropies, micro_batches
 from steerkit.rollouts.acceleration import accelerated_update
@@ -60,7 +60,7 @@ def accumulate_gradients(
         backward: Lightning's ``manual_backward``; default ``loss.backward()``.
 
     Raises:
-        TrainingError: if the loss is not finite; the parameters are untouched.
+        BrokenPolicy: if a policy's loss is not finite; the parameters are untouched.
     """
     # A group of equal rewards has no advantage and hence no gradient, unless a KL or an entropy term pulls on every
     # token.
@@ -93,20 +93,21 @@ def accumulate_gradients(
             loss = log_probs.new_zeros(())
             for policy in sorted(set(policies.tolist())):
                 own = _Tokens(policies == policy, lengths, log_probs.device)
-                loss = loss + objective.loss(
+                of_policy = objective.loss(
                     own.of(log_probs),
                     own.of(per_token),
                     n_tokens if isinstance(n_tokens, int) else n_tokens[policy],
                     ref_logprobs=None if reference is None else own.of(reference),
                     entropies=None if entropies is None else own.of(entropies),
                 )
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"The loss is {value}: training stopped; the last good vector is kept. Try a smaller lr."
-                )
+                value = float(of_policy.detach())
+                if not math.isfinite(value):
+                    raise BrokenPolicy(
+                        f"The loss is {value}: training stopped; the last good vector is kept. Try a smaller lr.",
+                        policy,
+                    )
+                loss, total = loss + of_policy, total + value
             (backward or torch.Tensor.backward)(loss)
-            total += value
     return UpdateStats(total, sum(map(len, chosen)), gap, ratios.metrics())
 
 

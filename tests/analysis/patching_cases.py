@@ -7,8 +7,8 @@ import torch
 from steerkit.analysis import Text, make_engine
 from steerkit.analysis.parts import Parts
 from steerkit.analysis.patches import shared_cast
-from steerkit.analysis.path_patching import _tiled
 from steerkit.analysis.texts import batches
+from steerkit.analysis.variants import tiled
 from steerkit.analysis.work import Work
 from steerkit.hookpoints import HookPoint
 from steerkit.models import LoadedModel, find_layout
@@ -50,11 +50,11 @@ def work_of(loaded, engine, vector, encoded=()):
 def streams(loaded, vector, patches, engine="batched", texts=TEXTS):
     """Patch name -> text id -> [T, D] what leaves the last block, padding taken off."""
     (batch,) = batches(texts, 0, torch.device("cpu"), 10**6)
-    cast = shared_cast(patches, len(texts), torch.device("cpu"))
+    cast = shared_cast(patches, len(texts), torch.device("cpu"), vector)
     with make_engine(engine, loaded) as running:
         hidden = running.run(
-            _tiled(batch, cast.rows // len(texts)), vector, [LAST], cast.edits(patches),
-            steered_rows=cast.steered(patches, torch.device("cpu")),
+            tiled(batch, cast.rows // len(texts)), vector, [LAST], cast.edits(patches),
+            steered_rows=cast.steered(patches, torch.device("cpu")), growth=cast.growth,
         )[LAST]  # fmt: skip
     named = {patch.name: roles["patched"] for patch, roles in zip(patches, cast.roles, strict=True)}
     named |= {role: cast.roles[0][role] for role in ("vanilla", "steered")}

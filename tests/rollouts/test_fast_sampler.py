@@ -10,8 +10,8 @@ from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Gated, Static
 from steerkit.models import SteeredModel
 from steerkit.rollouts import EncodedPrompt, SamplingParams, fast_sampler
+from steerkit.rollouts.beginnings import common_prefix
 from steerkit.rollouts.fast_sampler import FastSampler
-from steerkit.rollouts.prefill import common_prefix
 from steerkit.rollouts.shared_cache import shares_prompts
 from steerkit.rollouts.slab_cache import SlabCache
 from steerkit.rollouts.suffix import kept_layers
@@ -225,7 +225,7 @@ def test_what_prompts_begin_with_is_run_once(family):
     "mask", ["prompt", "generated", "first_generated", "not_first_generated", "last_prompt:9", "segment:system"]
 )
 def test_masks_behind_a_common_beginning(mask, cache):
-    compare(policy(mask=mask, cls=Gated), with_beginning(problems(6), 20), FastSampler(max_rows=6))
+    compare(policy(mask=mask, cls=Gated), with_beginning(problems(6), 20), FastSampler())
 
 
 @pytest.mark.parametrize("points", [[0], [1], [2], [1, 2]])

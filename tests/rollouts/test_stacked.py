@@ -100,6 +100,18 @@ def test_a_policy_without_hook_points_is_the_base():
         assert [g.rollouts[0].token_ids for g in own] == [g.rollouts[0].token_ids for g in groups if g.policy == number]
 
 
+@pytest.mark.parametrize("sampler", [FastSampler(), TransformersSampler()])
+def test_a_stack_of_one_is_that_policy(sampler):
+    (alone,), batch, params = policies(places=([0, 2],)), prompts(TOK), SamplingParams(1.0, 8)
+    together = stack([alone])
+    assert together.points == alone.points and together.points_of(0) == alone.points
+    own, shared = (sampler.sample(model, TOK, batch, 2, params, 3) for model in (alone, together))
+    assert [r.token_ids for g in own for r in g.rollouts] == [r.token_ids for g in shared for r in g.rollouts]
+    advantages = torch.tensor([[1.0, -1.0]] * len(batch))
+    accumulate_gradients(together, RLOO(), shared, advantages, 100, TOK.pad_token_id, 1.0, 200)
+    assert all(p.grad.abs().max() > 1e-6 for p in alone.parameters() if p.requires_grad)
+
+
 def test_what_can_not_share_a_batch():
     first, second = policies(places=([0], [1]))
     with pytest.raises(SteerkitError, match="one base and one token mask"):

@@ -7,7 +7,9 @@ import torch
 from runs import fit, numbers, rows, write_run
 
 from steerkit.errors import SteerkitError
+from steerkit.training import memory
 from steerkit.training.members import Sweep
+from steerkit.vectors import SteeringVector
 
 DOUBLE = ("--model.dtype", "float64", "--trainer.max_steps", "4", "--model.layers", "all")
 # Numbers of what is shared: of the whole batch, or of the clock.
@@ -73,6 +75,78 @@ def test_a_sweep_that_is_gone_on_with(folder):
         whole, run = (folder / f"{name}/sweep/layer{layer}" for name in ("whole", "run"))
         assert torch.equal(numbers(whole), numbers(run))
         assert rows(whole) == rows(run)
+
+
+def broken_at(step, lr, value):
+    """An AdamW whose step number ``step`` puts ``value`` into the vectors that learn at ``lr``."""
+    original, calls = torch.optim.AdamW.step, []
+
+    def broken(self, *arguments, **keywords):
+        done = original(self, *arguments, **keywords)
+        calls.append(1)
+        for group in self.param_groups:
+            for parameter in group["params"] if group["full_lr"] == lr and len(calls) == step else ():
+                parameter.data.fill_(value)
+        return done
+
+    return broken
+
+
+def poisoned_from(step, policy):
+    """The update, with the advantages of one policy NaN from ``step`` on."""
+    original, calls = memory.accumulate_gradients, []
+
+    def poisoned(model, objective, groups, advantages, *rest):
+        calls.append(1)
+        bad = torch.tensor([group.policy == policy and len(calls) >= step for group in groups])
+        return original(model, objective, groups, advantages.masked_fill(bad[:, None], torch.nan), *rest)
+
+    return poisoned
+
+
+REPORT = ("--report.arms", "[base, steered]", "--report.k", "1", "--report.temperatures", "[1.0]")
+
+
+@pytest.mark.parametrize("how", ["vector", "loss"])
+def test_a_policy_that_breaks_is_frozen_and_the_others_go_on(folder, capsys, monkeypatch, how):
+    """One vector overflows in step 2, or its loss is NaN in step 2: the other is what it is in a run of its own."""
+    axes = ("--sweep.lrs", "[0.3, 0.1]", *REPORT)
+    assert fit(*DOUBLE, "--model.lr", "0.3", *REPORT, "--run_dir", "alone") == 0
+    assert fit(*DOUBLE, *axes, "--trainer.max_steps", "1", "--run_dir", "one_step") == 0
+    if how == "vector":
+        monkeypatch.setattr(torch.optim.AdamW, "step", broken_at(2, 0.1, torch.inf))
+    else:
+        monkeypatch.setattr(memory, "accumulate_gradients", poisoned_from(2, 1))
+    capsys.readouterr()
+    assert fit(*DOUBLE, *axes) == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("1 of 2 policies broke and were frozen: lr0.1 (frozen at step 1: ")
+    good, bad = folder / "run/sweep/lr0.3", folder / "run/sweep/lr0.1"
+    torch.testing.assert_close(numbers(good), numbers(folder / "alone"), atol=1e-6, rtol=1e-5)
+    close(own(rows(good)), own(rows(folder / "alone")))
+    assert torch.equal(numbers(bad), numbers(folder / "one_step/sweep/lr0.1"))  # as it was after step 1
+    failed = {row["arm"]: row.get("failed") for row in json.loads((folder / "run/results.json").read_text())["rows"]}
+    assert failed["steered lr0.3"] is None and "not finite" in failed["steered lr0.1"].replace(
+        "loss is nan", "not finite"
+    )
+    (own_row,) = [row for row in json.loads((bad / "results.json").read_text())["rows"] if row["arm"] != "base"]
+    assert own_row["failed"] == failed["steered lr0.1"]
+    receipts = SteeringVector.from_pretrained(bad / "vector").metadata.receipts
+    assert receipts["failed"] == own_row["failed"]
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    # It stays frozen when the run goes on.
+    assert fit(*DOUBLE, *axes, "--trainer.max_steps", "6", "--ckpt_path", "last") == 0
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert torch.equal(numbers(bad), numbers(folder / "one_step/sweep/lr0.1"))
+    assert not torch.equal(numbers(good), numbers(folder / "alone"))
+
+
+def test_when_every_policy_breaks_the_run_ends(folder, capsys, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken_at(2, 0.3, torch.inf))
+    assert fit(*DOUBLE, "--sweep.seeds", "[0, 1]", "--model.lr", "0.3") == 2
+    assert "No policy of the sweep is left. 2 of 2" in capsys.readouterr().err.splitlines()[-1]
+    assert numbers(folder / "run/sweep/seed0").isfinite().all() and numbers(folder / "run/sweep/seed0").abs().max() < 10
 
 
 @pytest.mark.parametrize(
