@@ -139,6 +139,8 @@ class _Decoder:
         with ExitStack() as stack:
             stack.enter_context(accelerated(self.model, self.sampler.pack, self.sampler.precision))
             stack.enter_context(self.kept.open())
+            # A cache and its layers know each other: gigabytes would wait for the garbage collector.
+            stack.callback(self.cache.layers.clear)
             while self.waiting or self.cache.n_rows:
                 logits = self._join(logits)
                 assert logits is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -114,6 +117,26 @@ def test_long_runs_shift_the_columns(monkeypatch):
     monkeypatch.setattr(fast_sampler, "shares_prompts", lambda model, length: False)
     compare(policy(), problems(40), FastSampler(max_rows=6))
     assert sum(shifts) >= 2
+
+
+def test_the_cache_is_gone_when_the_samples_are_there(cache, monkeypatch):
+    """Not when the garbage collector comes by: an evaluation of many arms would hold several caches."""
+    layers, model = [], policy()
+    shares_prompts(model, 30)  # a probe, with a cache of its own
+    kind = fast_sampler.SharedPromptCache if cache == "shared" else SlabCache
+    join = kind.join
+
+    def spied(self, *arguments):
+        join(self, *arguments)
+        layers.extend(weakref.ref(layer) for layer in self.layers)
+
+    monkeypatch.setattr(kind, "join", spied)
+    gc.disable()
+    try:
+        FastSampler().sample(model, TOK, problems(3), 2, SamplingParams(1.0, 4), 0)
+        assert layers and not any(layer() for layer in layers)
+    finally:
+        gc.enable()
 
 
 def test_a_small_token_budget_means_few_rows():
