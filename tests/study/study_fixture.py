@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,10 @@ ARMS: tuple[tuple[str, str, str, list[int], float], ...] = (
 """Name, label, role, layers, true accuracy at temperature 1."""
 
 
+GAINS = {"copy": 0.91, "norm_matched": 0.62, "ridge": -0.33}
+"""Normalised gains that stand in the transfer analyses."""
+
+
 def make_study(folder: Path) -> dict[str, Any]:
     """Write a whole study folder below ``folder``; returns its results.json."""
     arms, samples = [], []
@@ -78,6 +84,8 @@ def _arm(
              "correct": bool(right[seed, p, s]), "tokens": 20, "boxed": True, "first_token": 5 + int(right[seed, p, s])}
             for seed in range(2) for p in range(N) for s in range(k)
         ]  # fmt: skip
+        if name == "static_1":  # a fault of the verifier, and a completion without a token
+            rows[-1] |= {"correct": None, "first_token": None}
         value = 100.0 * right.mean()
         by_seed = [round(100.0 * float(of_seed.mean()), 4) for of_seed in right]
         accuracy[f"{temperature:g}"] = {
@@ -131,6 +139,11 @@ def _vector(loaded: LoadedModel, layers: list[int], kind: Any = Static, seed: in
     return SteeringVector.from_interventions(kind.__name__.lower(), items, metadata)
 
 
+def _with_gain(row: Mapping[str, Any]) -> dict[str, Any]:
+    given = GAINS.get(str(row.get("arm"))) if row["metric"] == "normalised gain" else None
+    return dict(row) if given is None else {**row, "value": given, "ci95": [given - 0.1, given + 0.1], "control": 0.0}
+
+
 def _analyses(folder: Path) -> list[dict[str, Any]]:
     tok = tokenizer()
     base = tiny_model(
@@ -162,6 +175,8 @@ def _analyses(folder: Path) -> list[dict[str, Any]]:
         place = f"analyses/{name}-{number}"
         command = f"steerkit analyze {name} --model tiny --out runs/study/{place}"
         result = analyzer.run(loaded, vectors, EXAMPLES, engine="batched", command=command)
+        if name == "transfer":  # random models gain nothing, and there is no share of nothing
+            result = replace(result, rows=[_with_gain(row) for row in result.rows])
         result.save(folder / place)
         records.append({"analyzer": name, "arm": arm, "seed": 0, "folder": place, "command": command, "seconds": 1.5})
     return records

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import html5lib
-import numpy as np
 import pytest
-from study_fixture import ARMS, make_study
+from study_fixture import ARMS, GAINS, make_study
 
 from steerkit.errors import SteerkitError
 from steerkit.study.report import write_report
@@ -159,7 +158,7 @@ def test_no_share_where_full_fine_tuning_gains_nothing(study: Path, tmp_path: Pa
     flat = [row for row in rows if row["arm"] != "full"] + [{**row, "arm": "full"} for row in base]
     parquet.write_table(pa.Table.from_pylist(flat), folder / "samples.parquet")
     assert all(row["value"] is None for row in shares_of_full(Study.read(folder), "1"))
-    assert np.isfinite([len(Made(folder).page)]).all()
+    assert words(Made(folder).section("gain")).count("may be 0, so a share of it says nothing (inconclusive)") == 2
 
 
 def test_every_command_and_data_file_is_shown(made: Made) -> None:
@@ -181,18 +180,14 @@ def test_every_analyzer_has_its_section_with_figures_and_a_caption(made: Made) -
         for figure in figures:
             kinds = {child.tag.rpartition("}")[2] for child in figure.iter()}
             assert kinds & {"svg", "table", "span"}, f"{topic.analyzer}: an empty figure"
-        findings = [words(e) for e in section.iter(f"{HTML}li")]
-        assert findings and "No number was found" not in " ".join(findings), topic.analyzer
-        if topic.analyzer != "first_token":
-            (records, digits) = (
-                [r for r in made.results["analyses"] if r["analyzer"] == topic.analyzer],
-                re.compile(r"\d"),
-            )
-            assert records and any(digits.search(line) for line in findings)
-        for words_of in topic.picks if topic.analyzer != "first_token" else ():
-            captions = " ".join(words(e) for e in section.iter(f"{HTML}figcaption"))
+        findings = " ".join(words(e) for e in section.iter(f"{HTML}li"))
+        assert re.search(r"\d", findings) and "No number was found" not in findings, topic.analyzer
+        if topic.analyzer == "first_token":
+            continue  # it failed in this study: there is the samples' own figure
+        captions = " ".join(words(e) for e in section.iter(f"{HTML}figcaption"))
+        for picked in topic.picks:
             # the map of the stream needs completions of some length, which a random model may end at once
-            assert words_of in captions or words_of.startswith("stream"), f"{topic.analyzer}: {words_of}"
+            assert picked in captions or picked.startswith("stream"), f"{topic.analyzer}: {picked}"
 
 
 def test_a_caption_follows_the_numbers(study: Path, tmp_path: Path) -> None:
@@ -211,9 +206,14 @@ def test_a_caption_follows_the_numbers(study: Path, tmp_path: Path) -> None:
 
 def test_the_transfer_matrix_has_a_row_a_recipient(study: Path, made: Made) -> None:
     tables = list(made.section("transfer").iter(f"{HTML}table"))
-    accuracy = next(t for t in tables if "random" in words(t) and len(list(t.iter(f"{HTML}tr"))) == 3)
-    names = [words(next(row.iter(f"{HTML}th"))) for row in list(accuracy.iter(f"{HTML}tr"))[1:]]
-    assert names[0].startswith("itself") and "other" in names[1]
+    gains = list(tables[0].iter(f"{HTML}tr"))
+    columns = [words(cell) for cell in gains[0].iter(f"{HTML}th")]
+    names = [words(next(row.iter(f"{HTML}th"))) for row in gains[1:]]
+    assert names == ["itself: static, all layers", "other: static, all layers"]
+    for row in gains[1:]:
+        shown = dict(zip(columns, list(row.iter(f"{HTML}td")), strict=True))
+        assert {arm: float(words(shown[arm])) for arm in GAINS} == GAINS
+    assert "copy has the largest share of its own vector's gain, 0.91" in words(made.section("transfer"))
 
 
 def test_failures_and_gaps_are_stated_in_place(made: Made, study: Path, tmp_path: Path) -> None:
@@ -233,8 +233,9 @@ def test_failures_and_gaps_are_stated_in_place(made: Made, study: Path, tmp_path
 
 
 def test_a_damaged_analysis_costs_its_section_only(study: Path, tmp_path: Path) -> None:
-    folder = changed(study, tmp_path / "damaged")
-    records = json.loads((folder / "results.json").read_text(encoding="utf-8"))["analyses"]
+    records = json.loads((study / "results.json").read_text(encoding="utf-8"))["analyses"]
+    records = [r for r in records if r["analyzer"] in ("geometry", "logit_lens", "persistence")]
+    folder = changed(study, tmp_path / "damaged", analyses=records)
     geometry, lens = (next(r for r in records if r["analyzer"] == name) for name in ("geometry", "logit_lens"))
     (folder / geometry["folder"] / "analysis.json").write_text("{", encoding="utf-8")
     path = folder / lens["folder"] / "analysis.json"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from steerkit import registry
-from steerkit.analysis.plots import Bars, Heatmap, Panel, Table
+from steerkit.analysis.plots import Bars, Panel, Table
 from steerkit.analysis.plots.panels import Numbers
 from steerkit.analysis.result import AnalysisResult
 from steerkit.errors import SteerkitError
@@ -16,6 +15,7 @@ from steerkit.study.report.blocks import Block, Section
 from steerkit.study.report.captions import caption
 from steerkit.study.report.openings import first_tokens
 from steerkit.study.report.read import Analysed, Study
+from steerkit.study.report.transfer import heading, matrix
 from steerkit.study.report.words import duration
 
 SHOWN = 8
@@ -49,14 +49,14 @@ TOPICS = (
     Topic("path_patching", "Path patching", "Which part of a block carries the effect?",
           "skip-X: the steered run with X of the base's run; only-X: the reverse. 1: the whole effect stays, 0: none. "
           "Grey: a random vector. Single heads are on the analysis's own page.",
-          ("share of the effect kept", "accuracy", "KL("), r"(head|group) \d"),
+          ("share of the effect kept", "accuracy"), r"(head|group) \d"),
     Topic("attention_shift", "Attention shift", "How far do attention patterns move?",
           "0: the same pattern; 1: no key in common. Grey: random vectors of the same norm. Maps: rows are layers, "
           "columns heads.",
           ("how far attention moves", "attention moved")),
     Topic("token_language", "Token language", "Of which language are the tokens that rise and fall?",
           "Above 0: more likely with the vector. Grey: random vectors.",
-          ("lens probability of the class", "mean logit change of each class", "rising and falling tokens")),
+          ("lens probability of the class", "mean logit change of each class", ": rising and falling tokens")),
     Topic("persistence", "Persistence", "Does what a layer adds stay one direction in later layers?",
           "Rows: the layer that is steered; columns: the layer that is read. Compare each map with that of random "
           "vectors beside it."),
@@ -70,7 +70,9 @@ TOPICS = (
           "recipient's own vector, 0 as the recipient without one.",
           ("Accuracy on the recipient", "Share of the own gain")),
     Topic("composition", "Composition", "Do vectors that were trained alone work together?",
-          "A cell is the pair of its row and column; the diagonal is that vector alone."),
+          "A cell is the pair of its row and column; the diagonal is that vector alone. Normalised gain: 1 is as good "
+          "as the vector that stands for all layers together, 0 as the better of the two.",
+          ("accuracy", "normalised gain", "Accuracy alone")),
     Topic("token_scale", "Token scale", "On which tokens does a vector with a gate act?",
           "Text: the stronger the colour, the larger what is added there, against the stream; two colours are two "
           "signs. Bars: a segment's share of all that is added beside its share of the tokens.",
@@ -107,7 +109,7 @@ def _section(study: Study, topic: Topic) -> Section:
         begins = first_tokens(study)
         blocks += [begins] if begins else []
     if topic.analyzer == "transfer" and len(blocks) > 1:
-        blocks.insert(0, _matrix(study, topic))
+        blocks.insert(0, matrix(study, topic.look))
     if not blocks and not missing:
         missing = [f"The study ran no {topic.analyzer}."]
     return Section(re.sub(r"[^a-z0-9_]+", "-", topic.analyzer.lower()), topic.title, topic.question, blocks, missing)
@@ -137,14 +139,9 @@ def _block(study: Study, topic: Topic, analysed: Analysed) -> Block | str:
     tables = [f"{folder}/{name}.parquet" for name in result.tables]
     arrays = [f"{folder}/arrays.safetensors"] if result.arrays else []
     return Block(
-        shown, finding, topic.look, _heading(study, record), str(record.get("command") or result.command),
+        shown, finding, topic.look, heading(study, record), str(record.get("command") or result.command),
         [f"{folder}/analysis.json", *arrays, *tables], facts, notes,
     )  # fmt: skip
-
-
-def _heading(study: Study, record: Mapping[str, Any]) -> str:
-    arm = str(record.get("arm") or "")
-    return study.label(arm) if arm else str(record["folder"]).rpartition("/")[2]
 
 
 def _panels(result: AnalysisResult) -> list[Panel]:
@@ -178,40 +175,3 @@ def _without(panel: Panel, pattern: str) -> Panel:
 
     series = [replace(s, y=picked(s.y), low=picked(s.low), high=picked(s.high)) for s in panel.series]
     return replace(panel, labels=[panel.labels[k] for k in kept], series=series)
-
-
-def _matrix(study: Study, topic: Topic) -> Block:
-    """Recipients x what is put on them, from all transfer analyses together."""
-    found = [(a.record, a.result) for a in study.analyses(topic.analyzer) if a.result is not None]
-    arms = list(dict.fromkeys(row["arm"] for _, result in found for row in result.rows if row.get("arm")))
-    pictures = []
-    for metric, title, diverging in (
-        ("normalised gain", "Share of the own vector's gain", True),
-        ("accuracy", "Accuracy on the recipient", False),
-    ):
-        values = [[_value(result, metric, arm) for arm in arms] for _, result in found]
-        kept = [k for k in range(len(arms)) if any(row[k] is not None for row in values)]
-        if kept:
-            names = [f"{result.settings.get('recipient') or 'itself'}: {_heading(study, r)}" for r, result in found]
-            limits = (-1.0, 1.0) if diverging else (0.0, 1.0)
-            pictures.append(
-                Heatmap(title, [[row[k] for k in kept] for row in values], names, [arms[k] for k in kept],
-                        diverging=diverging, limits=limits, unit=metric)
-            )  # fmt: skip
-    best = [
-        max(((v, arm) for arm in arms if (v := _value(result, "normalised gain", arm)) is not None), default=None)
-        for _, result in found
-    ]
-    finding = [
-        f"{result.settings.get('recipient') or 'itself'}: {top[1]} reaches most of the own vector's gain, {top[0]:.2f}."
-        for (_, result), top in zip(found, best, strict=True)
-        if top is not None
-    ] or ["No recipient has a vector of its own that gains: there is no share to show, only accuracies."]
-    folders = [str(record["folder"]) for record, _ in found]
-    return Block(pictures, finding, topic.look, "All recipients", study.command,
-                 [f"{folder}/analysis.json" for folder in folders])  # fmt: skip
-
-
-def _value(result: AnalysisResult, metric: str, arm: str) -> float | None:
-    rows = result.find(metric=metric, arm=arm)
-    return rows[0]["value"] if rows else None

@@ -10,6 +10,8 @@ from steerkit.study.report.words import number
 
 NUMBERED = 160
 """Cells of a heat map up to which each shows its number; beyond, on hover only."""
+LONG_TEXT = 110
+"""Letters."""
 LONG = 5
 """Letters from which a column's name is written upwards."""
 
@@ -49,6 +51,8 @@ class Grid:
     """What the ends of the colours mean."""
     small: bool
     """Too many cells for numbers."""
+    wide: bool
+    """Needs the page's whole width."""
 
 
 def grid(panel: Heatmap) -> Grid:
@@ -66,7 +70,8 @@ def grid(panel: Heatmap) -> Grid:
     # The layers' hook points say "output" each: short names leave room for the numbers.
     upright = panel.texts is None and max(map(len, panel.columns), default=0) >= LONG
     ends = f"{number(low)} to {number(high)}" if known else "no numbers"
-    return Grid(rows, panel.columns, upright, " ".join(filter(None, (panel.unit, ends))), small)
+    wide = len(panel.columns) > 10 or panel.texts is not None
+    return Grid(rows, panel.columns, upright, " ".join(filter(None, (panel.unit, ends))), small, wide)
 
 
 def _limits(known: Sequence[float], diverging: bool) -> tuple[float, float]:
@@ -87,7 +92,15 @@ def _share(value: float | None, low: float, high: float, diverging: bool) -> flo
 
 
 def _cell(value: float | None) -> str:
-    return "" if value is None or value != value else f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+    if value is None or value != value:
+        return ""
+    text = f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+    return "0.00" if text == "-0.00" else text
+
+
+def long(panel: Tokens) -> bool:
+    """Whether its texts need the page's whole width."""
+    return any(sum(len(token) for token, _ in text) > LONG_TEXT for text in panel.texts)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ WIDTH = 5.0
 """Inches; the page shows an inch as up to 100 pixels."""
 DPI = 150
 _DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
-_FONT = 8.5
+_FONT = 9.2
 
 
 def drawn(picture: Picture) -> bool:
@@ -90,6 +90,7 @@ def _inline(text: str, title: str) -> str:
 
     text = text[text.index("<svg") :]
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # the page's style has it
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = text.replace("xlink:href", "href")
     text = re.sub(
@@ -183,12 +184,14 @@ def _bars(figure: Any, axes: Any, picture: Bars, theme: Theme) -> None:
     figure.set_figheight(0.75 + (0.09 + 0.155 * count) * len(picture.labels) + (0.2 if count > 1 else 0))
     width = 0.8 / count
     rows = np.arange(len(picture.labels), dtype=np.float64)
+    known = np.array([[value is not None for value in series.y] for series in picture.series]).reshape(count, len(rows))
     coloured = 0
     for index, series in enumerate(picture.series):
         y, low, high = _ends(series)
         colour = theme["control"] if series.control else theme.series(coloured)
         coloured += not series.control
-        at = rows + (index - (count - 1) / 2) * width
+        # A label that some series know nothing of has its other bars in the middle.
+        at = rows + (known[:index].sum(0) - (known.sum(0) - 1) / 2) * width
         axes.barh(at, np.nan_to_num(y), width * 0.86, color=colour, alpha=0.6 if series.control else 0.85,
                   label=series.name, linewidth=0)  # fmt: skip
         axes.hlines(at, low, high, color=theme["ink"], linewidth=1.0)
@@ -217,6 +220,8 @@ def _lines(figure: Any, axes: Any, picture: Lines, theme: Theme) -> None:
                   linestyle=_DASHES[number % len(_DASHES)] if series.control else "-")  # fmt: skip
     if picture.line_at is not None:
         axes.axhline(picture.line_at, color=theme["muted"], linewidth=0.9, linestyle=":")
+    axes.set_xscale("log" if picture.log_x else "linear")  # before the ticks: it sets its own
+    axes.set_yscale("log" if picture.log_y else "linear")
     if named:
         axes.set_xticks(x, picture.x)
     elif all(float(value).is_integer() for value in x) and len(x) <= 12:
@@ -224,8 +229,6 @@ def _lines(figure: Any, axes: Any, picture: Lines, theme: Theme) -> None:
     axes.set(xlabel=picture.x_axis, ylabel=picture.y_axis)
     if picture.y_axis.endswith("%"):
         axes.set_ylim(0, 100)  # figures side by side are compared
-    axes.set_xscale("log" if picture.log_x else "linear")
-    axes.set_yscale("log" if picture.log_y else "linear")
     axes.grid(axis="y", color=theme["grid"], linewidth=0.7)
     figure.set_figheight(2.7 + 0.12 * len(picture.series))
     _legend(figure, axes, theme)

@@ -66,7 +66,7 @@ def gains(study: Study) -> Section:
         line_at=100.0,
     )
     block = Block(
-        [picture],
+        [picture] if any(row["value"] is not None for rows in by_temperature.values() for row in rows) else [],
         [_sentence(study, t, rows) for t, rows in by_temperature.items()],
         "100 % is full fine-tuning, 0 % the base. Points without a line have no interval: there full fine-tuning's "
         "own gain may be 0.",
@@ -88,10 +88,10 @@ def _sentence(study: Study, t: str, rows: Sequence[Row]) -> str:
     """The static vector on all layers and the best steering arm."""
     gain = f"full fine-tuning goes from {said(study.arm('base'), t)} to {said(study.arm('full'), t)}"
     steering = [row for row in rows if row["role"] == "steering" and row["value"] is not None]
+    if all(row["ci95"] is None for row in rows):
+        return f"At temperature {t} {gain}: that gain may be 0, so a share of it says nothing (inconclusive)."
     if not steering:
         return f"At temperature {t} {gain}; no steering arm was measured beside it."
-    if steering[0]["ci95"] is None:
-        return f"At temperature {t} {gain}: that gain may be 0, so a share of it says nothing (inconclusive)."
     best = max(steering, key=lambda row: row["value"])
     shown = [row for row in steering if row["arm"] == "static_all" or row is best]
     parts = []

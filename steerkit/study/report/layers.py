@@ -31,8 +31,8 @@ def layers(study: Study) -> Section:
     best, worst = (pick(known, key=lambda arm: accuracy(arm, t).get("value") or 0.0) for pick in (max, min))
     block = Block(
         [Lines("Accuracy by the layer that is steered", x, series, "layer", "accuracy, %")],
-        [f"At temperature {t} layer {best['layers'][0]} is best ({said(best, t)}), layer {worst['layers'][0]} worst "
-         f"({said(worst, t)}); the base has {said(study.arm('base'), t)}."],
+        [f"At temperature {t} the best layer is {best['layers'][0]}: {said(best, t)}; the worst {worst['layers'][0]}: "
+         f"{said(worst, t)}. The base has {said(study.arm('base'), t)}."],
         "Bands are 95 % intervals over problems; grey lines are the arms that the sweep is measured against.",
         command=first_command(single),
         data=["results.json"],

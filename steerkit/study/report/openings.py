@@ -25,12 +25,7 @@ def first_tokens(study: Study) -> Block | None:
     top = sorted(totals, key=lambda token: -totals[token])[:SHOWN]
     if not top:
         return None
-    finding = []
-    for name in [n for n in counts if n == "base" or (study.arm(n) or {}).get("role") == "steering"][:NAMED]:
-        token = max(counts[name], key=lambda k: counts[name][k])
-        finding.append(
-            f"{study.label(name)}: {100 * counts[name][token]:.0f} % of the completions begin with ‘{token}’."
-        )
+    finding = [_sentence(study, name, counts[name]) for name in _told(study, counts)]
     picture = Heatmap(
         f"First generated token, temperature {falling(study)[0]}",
         [[counts[name].get(token, 0.0) for token in top] for name in counts],
@@ -49,6 +44,23 @@ def first_tokens(study: Study) -> Block | None:
     )
 
 
+def _told(study: Study, counts: dict[str, dict[str, float]]) -> list[str]:
+    """The base, and the steering arms that are furthest from it."""
+    base = counts.get("base", {})
+
+    def distance(name: str) -> float:
+        return sum(abs(counts[name].get(t, 0.0) - base.get(t, 0.0)) for t in {*counts[name], *base}) / 2
+
+    steering = [name for name in counts if (study.arm(name) or {}).get("role") == "steering"]
+    furthest = sorted(steering, key=distance, reverse=True)[: NAMED - 1]
+    return [*(["base"] if base else []), *furthest]
+
+
+def _sentence(study: Study, name: str, shares: dict[str, float]) -> str:
+    token = max(shares, key=lambda key: shares[key])
+    return f"{study.label(name)}: {100 * shares[token]:.0f} % of the completions begin with ‘{token}’."
+
+
 def _counts(study: Study) -> dict[str, dict[str, float]]:
     """Arm -> token -> share of its completions."""
     samples, t = study.samples, falling(study)[0]
@@ -57,8 +69,8 @@ def _counts(study: Study) -> dict[str, dict[str, float]]:
     texts = study.results.get("first_tokens") or {}
     found = {}
     for arm in ordered(study):
-        rows = samples.of(arm["arm"], t)
-        tokens, n = np.unique(samples.first_token[rows].astype(str), return_counts=True)
+        known = [token for token in samples.first_token[samples.of(arm["arm"], t)] if token is not None]
+        tokens, n = np.unique(known, return_counts=True)
         if len(tokens):
             shares = (n / n.sum()).tolist()
             found[arm["arm"]] = {str(texts.get(k, k)): s for k, s in zip(tokens.tolist(), shares, strict=True)}

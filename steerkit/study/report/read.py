@@ -146,7 +146,9 @@ class Samples:
             numbers = {name: columns[name].astype(np.float64) for name in ("temperature", "correct")}
         except (OSError, KeyError, TypeError, ValueError, ArrowException):
             return None
-        first = table["first_token"].to_numpy() if "first_token" in table.column_names else None
+        first = None
+        if "first_token" in table.column_names:  # a number, or a text; None where nothing was generated
+            first = np.array([None if v is None else str(v) for v in table["first_token"].to_pylist()], dtype=object)
         return cls(columns["arm"], numbers["temperature"], columns["id"], numbers["correct"], first)
 
     def of(self, arm: str, temperature: str) -> NDArray[np.bool_]:

@@ -70,8 +70,11 @@ def _draw_figures(sections: Sequence[Section], folder: Path) -> dict[tuple[str, 
     return names
 
 
-def _is_plot(picture: Picture) -> bool:
-    return draw.drawn(picture) and not isinstance(picture, Dots)
+def _wide(picture: Picture) -> bool:
+    """Whether it takes the page's whole width."""
+    if isinstance(picture, Heatmap):
+        return cells.grid(picture).wide
+    return cells.long(picture) if isinstance(picture, Tokens) else isinstance(picture, Dots | Table)
 
 
 def _pictures(sections: Sequence[Section]) -> Iterator[tuple[Section, int, int, Any]]:
@@ -88,7 +91,8 @@ def _context(study: Study, sections: Sequence[Section], names: dict[tuple[str, i
         "name": results.get("name") or study.folder.name,
         "sections": sections,
         "figures": names,
-        "kind": lambda picture: "drawn" if _is_plot(picture) else type(picture).__name__.lower(),
+        "kind": lambda picture: "drawn" if draw.drawn(picture) else type(picture).__name__.lower(),
+        "wide": _wide,
         "svg": draw.svg,
         "grid": cells.grid,
         "passages": cells.passages,
