@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from steerkit import analysis
 from steerkit.analysis import Analyzer
+from steerkit.analysis.composition import GAIN
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static, Tokenwise
 from steerkit.models import LoadedModel, find_layout
@@ -48,6 +49,8 @@ ARMS: tuple[tuple[str, str, str, list[int], float], ...] = (
 
 GAINS = {"copy": 0.91, "norm_matched": 0.62, "ridge": -0.33}
 """Normalised gains that stand in the transfer analyses."""
+PAIR = 0.25
+"""Normalised gain of every pair in the composition analysis."""
 
 
 def make_study(folder: Path) -> dict[str, Any]:
@@ -61,11 +64,11 @@ def make_study(folder: Path) -> dict[str, Any]:
     parquet.write_table(pa.Table.from_pylist(samples), folder / "samples.parquet")
     record = {
         "schema": 1, "name": "study_fixture", "config_hash": "c0ffee", "rules_hash": "5eed5", "base": "tiny",
-        "command": "steerkit study --config configs/study_fixture.yaml --out runs/study", "started": "2026-01-02 03:04",
+        "command": "steerkit study --config configs/study_fixture.yaml --out runs/study", "started": 1795614697.8,
         "seconds": 754.0, "machine": {"cores": 2}, "versions": {"steerkit": "0.1.0"},
         "test": {"dataset": "arithmetic", "n": N, "sha": "abc"}, "temperatures": [0.0, 1.0], "seeds": [0, 1],
         "arms": arms, "aliases": {"static_last": "static_2"}, "samples": "samples.parquet",
-        "first_tokens": {"5": "To", "6": "The"}, "analyses": _analyses(folder), "verdicts": _verdicts(),
+        "first_tokens": {"5": "To\x00\x85", "6": "The"}, "analyses": _analyses(folder), "verdicts": _verdicts(),
         "failed": [{"id": "analyze/first_token-static_2", "error": "out of memory & more"}],
         "left_out": [{"what": "transfer-wide", "reason": "no installed model"}],
     }  # fmt: skip
@@ -96,7 +99,9 @@ def _arm(
         place = f"arms/{name}/seed{seed}"
         (folder / place).mkdir(parents=True)
         lines = [f"{step},{0.1 + rate * step / 12}" for step in range(12)]
-        (folder / place / "metrics.csv").write_text("step,accuracy\n" + "\n".join(lines) + "\n,\n", encoding="utf-8")
+        (folder / place / "metrics.csv").write_text(
+            "step,accuracy\n" + "\n".join(lines) + "\n12,nan\n,\n", encoding="utf-8"
+        )
         trained = name not in ("base", "random_vector")
         curve = f"{place}/metrics.csv" if trained else None
         runs.append({"seed": seed, "folder": place, "vector": None, "curve": curve,
@@ -104,7 +109,8 @@ def _arm(
     grid = [{"lr": lr, "accuracy": 40.0 + 100 * lr, "low": 35.0, "high": 55.0} for lr in (0.01, 0.03, 0.1)]
     arm = {
         "arm": name, "label": label, "role": role, "layers": layers, "trainable": 96, "optimizer_bytes": 768,
-        "step_seconds": 1.25, "lr": 0.1, "choice": {"lr": 0.1, "grid": grid} if name == "static_all" else None,
+        "step_seconds": 1.25,
+        "lr": '{"default": 0.1, "-1": 0.3}', "choice": {"lr": 0.1, "grid": grid} if name == "static_all" else None,
         "runs": runs, "accuracy": accuracy, "lengths": {}, "boxed": {},
     }  # fmt: skip
     return arm, rows
@@ -140,7 +146,9 @@ def _vector(loaded: LoadedModel, layers: list[int], kind: Any = Static, seed: in
 
 
 def _with_gain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Random models gain nothing, and there is no share of nothing: shares of gains are planted."""
     given = GAINS.get(str(row.get("arm"))) if row["metric"] == "normalised gain" else None
+    given = PAIR if row["metric"] == GAIN else given
     return dict(row) if given is None else {**row, "value": given, "ci95": [given - 0.1, given + 0.1], "control": 0.0}
 
 
@@ -175,8 +183,9 @@ def _analyses(folder: Path) -> list[dict[str, Any]]:
         place = f"analyses/{name}-{number}"
         command = f"steerkit analyze {name} --model tiny --out runs/study/{place}"
         result = analyzer.run(loaded, vectors, EXAMPLES, engine="batched", command=command)
-        if name == "transfer":  # random models gain nothing, and there is no share of nothing
-            result = replace(result, rows=[_with_gain(row) for row in result.rows])
+        result = replace(result, rows=[_with_gain(row) for row in result.rows])
+        if name == "composition":
+            result.arrays["pairs"].values[:, 2] = PAIR
         result.save(folder / place)
         records.append({"analyzer": name, "arm": arm, "seed": 0, "folder": place, "command": command, "seconds": 1.5})
     return records

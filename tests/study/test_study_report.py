@@ -216,6 +216,13 @@ def test_the_transfer_matrix_has_a_row_a_recipient(study: Path, made: Made) -> N
     assert "copy has the largest share of its own vector's gain, 0.91" in words(made.section("transfer"))
 
 
+def test_the_map_of_pairs(made: Made) -> None:
+    figure = next(e for e in made.section("composition").iter(f"{HTML}figure") if "normalised gain" in words(e))
+    cells = [cell for cell in figure.iter(f"{HTML}td") if words(cell) == "0.25"]
+    assert len(cells) == 9 and all(cell.get("style") == "--v:1.00" for cell in cells)
+    assert "3 of 3 pairs gain over their better half and 0 lose" in words(made.section("composition"))
+
+
 def test_failures_and_gaps_are_stated_in_place(made: Made, study: Path, tmp_path: Path) -> None:
     assert "Failed: analyze/first_token-static_2 (out of memory & more)." in words(made.section("first_token"))
     assert "Left out: transfer-wide (no installed model)." in words(made.section("transfer"))
@@ -263,6 +270,9 @@ def test_written_again_it_is_the_same_and_old_figures_go(study: Path, tmp_path: 
 
 
 def test_texts_are_escaped(made: Made) -> None:
+    assert "To␀�" in words(made.section("first_token"))
+    assert "2026-11-25 13:51 UTC" in words(next(e for e in made.tree.iter(f"{HTML}header")))
+    assert "0.1, layer -1: 0.3" in words(made.section("accuracy"))
     assert "random vector &lt;norm-matched&gt;" in made.page and "<norm-matched>" not in made.page
 
 

@@ -170,8 +170,10 @@ def _without(panel: Panel, pattern: str) -> Panel:
         return panel
     kept = [k for k, label in enumerate(panel.labels) if not re.search(pattern, label)]
 
-    def picked(values: Numbers | None) -> Numbers | None:
-        return None if values is None else [values[k] for k in kept]
+    def picked(values: Numbers) -> Numbers:
+        return [values[k] for k in kept]
 
-    series = [replace(s, y=picked(s.y), low=picked(s.low), high=picked(s.high)) for s in panel.series]
+    series = [
+        replace(s, y=picked(s.y), low=s.low and picked(s.low), high=s.high and picked(s.high)) for s in panel.series
+    ]
     return replace(panel, labels=[panel.labels[k] for k in kept], series=series)

@@ -8,7 +8,7 @@ from typing import Any
 from steerkit.analysis.plots import Series, Table
 from steerkit.study.report.blocks import Block, Dots, Section
 from steerkit.study.report.read import Study
-from steerkit.study.report.words import NONE, interval, number, percent
+from steerkit.study.report.words import NONE, interval, number, percent, rate
 
 ROLES = {"base": "base", "steering": "steering", "baseline": "weights are trained", "control": "controls"}
 """Role -> heading, in the order of figures and tables."""
@@ -107,12 +107,11 @@ def _table(study: Study) -> Table:
     for arm in ordered(study):
         t = temperatures[-1]
         seeds = ", ".join(percent(value) for value in accuracy(arm, t).get("by_seed") or [])
-        rate = arm.get("lr") or (arm.get("choice") or {}).get("lr") or NONE
         more = [((arm.get(name) or {}).get(t) or {}).get("value") for name in ("lengths", "boxed")]
         rows.append([
             study.label(arm["arm"]), *(said(arm, t).replace(" %", "", 1) for t in temperatures), seeds,
             *(number(arm.get(name)) for name in ("trainable", "optimizer_bytes", "step_seconds")),
-            number(more[0]), percent(more[1]), str(rate),
+            number(more[0]), percent(more[1]), rate(arm.get("lr") or (arm.get("choice") or {}).get("lr")),
         ])  # fmt: skip
     note = f"Each seed, tokens of a completion, share with an answer in a box: at temperature {temperatures[-1]}."
     return Table("All arms", columns, rows, note)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def svg(picture: Picture, key: str) -> str:
     figure = _figure(picture, MARKED)
     buffer = StringIO()
     salt = hashlib.sha256(key.encode()).hexdigest()
-    with _quiet({"svg.hashsalt": salt}):
+    with _quiet(hashsalt=salt):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _inline(buffer.getvalue(), picture.title)
 
@@ -50,7 +51,7 @@ def png(picture: Picture) -> bytes:
     figure = _figure(picture, PRINTED)
     figure.suptitle(picture.title, fontsize=10, color=PRINTED["ink"])
     buffer = BytesIO()
-    with _quiet({}):
+    with _quiet():
         figure.savefig(buffer, format="png", dpi=DPI)
     return small_png(buffer.getvalue())
 
@@ -65,23 +66,16 @@ def small_png(data: bytes) -> bytes:
     return packed.getvalue()
 
 
-class _quiet:
+@contextmanager
+def _quiet(**settings: Any) -> Iterator[None]:
     """No formulas in labels, text left as text, and no warning of a glyph that the drawing's font lacks."""
+    from matplotlib import rc_context
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        from matplotlib import rc_context
-
-        self._context = rc_context({"svg.fonttype": "none", "text.parse_math": False, **settings})
-        self._warnings = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        self._context.__enter__()
-        self._warnings.__enter__()
+    rules: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False}
+    rules |= {f"svg.{name}": value for name, value in settings.items()}
+    with rc_context(rules), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-
-    def __exit__(self, *error: Any) -> None:
-        self._warnings.__exit__(*error)
-        self._context.__exit__(*error)
+        yield
 
 
 def _inline(text: str, title: str) -> str:
@@ -109,7 +103,7 @@ def _figure(picture: Picture, theme: Theme) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with _quiet({}):
+    with _quiet():
         figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
         FigureCanvasAgg(figure)  # not pyplot: nothing global, no display
         axes = figure.add_subplot()

@@ -26,7 +26,7 @@ def shares_of_full(study: Study, temperature: str, seed: int = 0) -> list[Row]:
     if study.samples is None:
         return []
     base, full = (study.samples.shares(name, temperature) for name in ("base", "full"))
-    found = []
+    found: list[Row] = []
     for arm in study.arms:
         if arm["arm"] in ("base", "full") or arm.get("role") == "base":
             continue
@@ -96,6 +96,9 @@ def _sentence(study: Study, t: str, rows: Sequence[Row]) -> str:
     shown = [row for row in steering if row["arm"] == "static_all" or row is best]
     parts = []
     for row in shown:
-        ends = interval(*(100 * end for end in row["ci95"]), "%") if row["ci95"] else "no interval"
+        ends = "no interval"
+        if row["ci95"]:
+            low, high = row["ci95"]
+            ends = interval(100 * low, 100 * high, "%")
         parts.append(f"{study.label(row['arm'])} reaches {percent(100 * row['value'])} % of that gain ({ends})")
     return f"At temperature {t} {gain}; {listed(parts)}."

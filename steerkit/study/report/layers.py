@@ -9,7 +9,7 @@ from steerkit.analysis.plots import Lines, Series, Table
 from steerkit.study.report.arms import accuracy, falling, first_command, ordered, said, series_of
 from steerkit.study.report.blocks import Block, Section
 from steerkit.study.report.read import Study
-from steerkit.study.report.words import NONE, interval, listed, percent
+from steerkit.study.report.words import interval, listed, percent, rate
 
 
 def layers(study: Study) -> Section:
@@ -66,7 +66,7 @@ def choices(study: Study) -> Section:
 
 
 def _rate(arm: Mapping[str, Any]) -> str:
-    return str(arm.get("lr") or (arm.get("choice") or {}).get("lr") or NONE)
+    return rate((arm.get("choice") or {}).get("lr") or arm.get("lr"))
 
 
 def _taken(arm: Mapping[str, Any]) -> str:

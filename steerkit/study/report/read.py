@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,9 +122,11 @@ def _column(path: Path, column: str) -> Iterator[tuple[int, float]]:
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             try:
-                yield int(float(row["step"])), float(row[column])
+                step, value = int(float(row["step"])), float(row[column])
             except (KeyError, TypeError, ValueError):  # rows of a validation leave the training's columns empty
                 continue
+            if math.isfinite(value):  # NaN: the verifier failed on all of a step's samples
+                yield step, value
 
 
 @dataclass(frozen=True)

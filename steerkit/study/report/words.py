@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 NONE = "–"
@@ -75,6 +77,35 @@ def sign_of(ends: Sequence[float] | None) -> str:
 def listed(parts: Sequence[str]) -> str:
     """``a, b and c``"""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else list(parts))
+
+
+def rate(value: Any) -> str:
+    """A learning rate: a number, or a JSON text of rates by layer."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return str(value)
+    if not isinstance(found, dict):
+        return NONE if found is None else str(found)
+    return ", ".join(str(lr) if layer == "default" else f"layer {layer}: {lr}" for layer, lr in found.items())
+
+
+def moment(value: Any) -> str:
+    """Seconds since 1970 as a date; a text as it is."""
+    if not isinstance(value, int | float):
+        return str(value or NONE)
+    return datetime.fromtimestamp(value, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def printable(text: str) -> str:
+    """Control characters, which HTML has not, as the signs that stand for them; a token may hold any."""
+    return text.translate(_SIGNS).encode("utf-8", "replace").decode("utf-8")
+
+
+_SIGNS = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}, 0x7F: 0x2421,
+    **dict.fromkeys((*range(0x80, 0xA0), *range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF), 0xFFFD),
+}  # fmt: skip
 
 
 def duration(seconds: float | None) -> str:

@@ -116,5 +116,4 @@ def _rendered(template: str, context: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    # A token may be a piece of a UTF-8 character: lone surrogates are no text.
-    return environment.get_template(template).render(context).encode("utf-8", "replace").decode("utf-8")
+    return words.printable(environment.get_template(template).render(context))
