@@ -109,6 +109,7 @@ def test_accuracies_are_those_of_the_record(made: Made) -> None:
     short = words(next(e for e in made.tree.iter(f"{HTML}header")))
     assert f"the base is right in {base['value']:.1f} %" in short
     assert f"full fine-tuning in {full['value']:.1f} %" in short
+    assert re.search(r"static, all layers reaches [\d.]+ % of that gain \([\d.]+ to [\d.]+\)", short)
 
 
 def test_verdicts_are_those_of_the_record(made: Made) -> None:

@@ -38,10 +38,13 @@ def write_report(folder: str | Path) -> Path:
             be over ``LIMIT`` bytes.
     """
     study = Study.read(folder)
-    found = [headline(study), gains(study), layers(study), curves(study), *analysed(study), choices(study)]
+    share = gains(study)
+    found = [headline(study), share, layers(study), curves(study), *analysed(study), choices(study)]
     target = ensure_folder(Path(folder) / "report")
     names = _draw_figures(found, target / "figures")
-    context = _context(study, found, names)
+    short = [*summary(study), *headline_sentences(study)]
+    short += [line for block in share.blocks for line in block.finding[:1]]  # at the highest temperature
+    context = _context(study, found, names, short)
     page, text = _rendered("page.html.j2", context), _rendered("report.md.j2", context)
     size = len(page.encode()) + len(text.encode()) + sum(p.stat().st_size for p in (target / "figures").glob("*.png"))
     if size > LIMIT:
@@ -84,7 +87,9 @@ def _pictures(sections: Sequence[Section]) -> Iterator[tuple[Section, int, int, 
                 yield section, b, p, picture
 
 
-def _context(study: Study, sections: Sequence[Section], names: dict[tuple[str, int, int], str]) -> dict[str, Any]:
+def _context(
+    study: Study, sections: Sequence[Section], names: dict[tuple[str, int, int], str], short: Sequence[str]
+) -> dict[str, Any]:
     results = study.results
     return {
         "results": results,
@@ -98,7 +103,7 @@ def _context(study: Study, sections: Sequence[Section], names: dict[tuple[str, i
         "passages": cells.passages,
         "verdicts": verdicts(study),
         "planted": planted(study),
-        "summary": [*summary(study), *headline_sentences(study)],
+        "summary": short,
         "arms": ordered(study),
         "failed": study.failed,
         "words": words,
