@@ -12,6 +12,7 @@ import html5lib
 import pytest
 from study_fixture import ARMS, GAINS, make_study
 
+from steerkit import registry
 from steerkit.errors import SteerkitError
 from steerkit.study.report import write_report
 from steerkit.study.report.analyses import TOPICS
@@ -61,6 +62,14 @@ def changed(study: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def test_the_fixture_covers_every_analyzer(study: Path) -> None:
+    ran = {
+        record["analyzer"] for record in json.loads((study / "results.json").read_text(encoding="utf-8"))["analyses"]
+    }
+    assert ran | {"first_token"} == {topic.analyzer for topic in TOPICS}
+    assert set(entry.name for entry in registry.entries("analyzers")) <= {topic.analyzer for topic in TOPICS}
+
+
 def test_the_page_needs_nothing_else(made: Made) -> None:
     assert made.path == made.folder / "report" / "index.html"
     loads = {"src", "href", "srcset", "poster", "data", "action"}
@@ -92,6 +101,18 @@ def test_too_large_a_report_is_refused(study: Path, tmp_path: Path) -> None:
     verdicts[0]["possible"] = "x" * 2_000_001  # it stands in the page and in the Markdown
     with pytest.raises(SteerkitError, match=r"over the limit of 4,000,000"):
         write_report(changed(study, tmp_path / "large", verdicts=verdicts, analyses=[]))
+
+
+def test_a_large_report_shows_fewer_figures(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = json.loads((study / "results.json").read_text(encoding="utf-8"))["analyses"]
+    folder = changed(study, tmp_path / "fewer", analyses=[r for r in records if r["analyzer"] == "persistence"])
+    whole = Made(folder)
+    size = sum(path.stat().st_size for path in (folder / "report").rglob("*") if path.is_file())
+    monkeypatch.setattr("steerkit.study.report.write.LIMIT", size - 1)
+    part = Made(folder)
+    figures = [len(list(page.section("persistence").iter(f"{HTML}figure"))) for page in (whole, part)]
+    assert figures[1] == 4 < figures[0] and "more figures: steerkit analyze --redraw" in part.page
+    assert sum(path.stat().st_size for path in (folder / "report").rglob("*") if path.is_file()) < size
 
 
 def test_accuracies_are_those_of_the_record(made: Made) -> None:

@@ -18,9 +18,6 @@ from steerkit.study.report.read import Analysed, Study
 from steerkit.study.report.transfer import heading, matrix
 from steerkit.study.report.words import duration
 
-SHOWN = 8
-"""Figures of one analysis."""
-
 
 @dataclass(frozen=True)
 class Topic:
@@ -31,7 +28,7 @@ class Topic:
     question: str
     look: str
     picks: Sequence[str] = ()
-    """Words in the titles of the panels that are shown, in this order; empty: the first ``SHOWN``."""
+    """Words in the titles of the panels that are shown, in this order; empty: the first ones."""
     omit: str = ""
     """A pattern of bars that are left to the analysis's own page."""
 
@@ -82,18 +79,18 @@ TOPICS = (
 )  # fmt: skip
 
 
-def sections(study: Study) -> list[Section]:
+def sections(study: Study, most: int = 8) -> list[Section]:
     """One for each analyzer that is named above, then one for every other in the study (a plugin's)."""
     named = [topic.analyzer for topic in TOPICS]
     there = dict.fromkeys(record["analyzer"] for record in study.results.get("analyses") or [])
     others = [Topic(name, name, "What this analyzer found.", "") for name in there if name not in named]
-    return [_section(study, topic) for topic in [*TOPICS, *others]]
+    return [_section(study, topic, most) for topic in [*TOPICS, *others]]
 
 
-def _section(study: Study, topic: Topic) -> Section:
+def _section(study: Study, topic: Topic, most: int) -> Section:
     blocks, missing = [], []
     for analysed in study.analyses(topic.analyzer):
-        made = _block(study, topic, analysed)
+        made = _block(study, topic, analysed, most)
         if isinstance(made, Block):
             blocks.append(made)
         else:
@@ -115,7 +112,7 @@ def _section(study: Study, topic: Topic) -> Section:
     return Section(re.sub(r"[^a-z0-9_]+", "-", topic.analyzer.lower()), topic.title, topic.question, blocks, missing)
 
 
-def _block(study: Study, topic: Topic, analysed: Analysed) -> Block | str:
+def _block(study: Study, topic: Topic, analysed: Analysed, most: int) -> Block | str:
     record, result = analysed.record, analysed.result
     if result is None:
         return f"{record['folder']} could not be read: {analysed.error}"
@@ -125,7 +122,7 @@ def _block(study: Study, topic: Topic, analysed: Analysed) -> Block | str:
     except (SteerkitError, LookupError, TypeError, ValueError) as error:
         # A plugin that is not installed, or numbers of another version of it: the rest of the report stands.
         return f"{record['folder']} could not be drawn ({type(error).__name__}: {error})."
-    shown, left = _picked([_without(panel, topic.omit) for panel in panels], topic.picks)
+    shown, left = _picked([_without(panel, topic.omit) for panel in panels], topic.picks, most)
     folder = record["folder"]
     seconds = record.get("seconds") if record.get("seconds") is not None else result.seconds
     prompts = result.prompts
@@ -151,16 +148,16 @@ def _panels(result: AnalysisResult) -> list[Panel]:
     return found
 
 
-def _picked(panels: Sequence[Panel], picks: Sequence[str]) -> tuple[list[Panel], int]:
+def _picked(panels: Sequence[Panel], picks: Sequence[str], most: int) -> tuple[list[Panel], int]:
     """(what is shown, how many more figures there are)"""
     figures = [panel for panel in panels if not (isinstance(panel, Table) and panel.page_only)]
     if picks:
         chosen: list[Panel] = []
         for words in picks:
             chosen += [panel for panel in figures if words in panel.title and panel not in chosen]
-        figures_shown = chosen[:SHOWN]
+        figures_shown = chosen[:most]
     else:
-        figures_shown = figures[:SHOWN]
+        figures_shown = figures[:most]
     return figures_shown, len(figures) - len(figures_shown)
 
 

@@ -22,6 +22,8 @@ from steerkit.study.report.verdicts import planted, summary, verdicts
 
 LIMIT = 4_000_000
 """Bytes of a whole report: page, Markdown and figures."""
+SHOWN = (8, 4, 2, 1)
+"""Figures of one analysis; fewer where the report would be too large."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -35,23 +37,30 @@ def write_report(folder: str | Path) -> Path:
 
     Raises:
         SteerkitError: without a ``results.json`` of this schema, if the folder can't be written, or if the report would
-            be over ``LIMIT`` bytes.
+            be over ``LIMIT`` bytes with one figure an analysis.
     """
     study = Study.read(folder)
     share = gains(study)
-    found = [headline(study), share, layers(study), curves(study), *analysed(study), choices(study)]
-    target = ensure_folder(Path(folder) / "report")
-    names = _draw_figures(found, target / "figures")
+    before = [headline(study), share, layers(study), curves(study)]
     short = [*summary(study), *headline_sentences(study)]
     short += [line for block in share.blocks for line in block.finding[:1]]  # at the highest temperature
-    context = _context(study, found, names, short)
-    page, text = _rendered("page.html.j2", context), _rendered("report.md.j2", context)
-    size = len(page.encode()) + len(text.encode()) + sum(p.stat().st_size for p in (target / "figures").glob("*.png"))
-    if size > LIMIT:
-        raise SteerkitError(f"The report of {folder} would have {size:,} bytes, over the limit of {LIMIT:,}.")
-    write_text(target / "report.md", text)
-    write_text(target / "index.html", page)
-    return target / "index.html"
+    target = ensure_folder(Path(folder) / "report")
+    size, count = 0, -1
+    for most in SHOWN:
+        found = [*before, *analysed(study, most), choices(study)]
+        pictures = sum(len(block.pictures) for section in found for block in section.blocks)
+        if pictures == count:
+            break  # there is nothing to leave out
+        count, names = pictures, _draw_figures(found, target / "figures")
+        context = _context(study, found, names, short)
+        page, text = _rendered("page.html.j2", context), _rendered("report.md.j2", context)
+        drawn = sum(path.stat().st_size for path in (target / "figures").glob("*.png"))
+        size = len(page.encode()) + len(text.encode()) + drawn
+        if size <= LIMIT:
+            write_text(target / "report.md", text)
+            write_text(target / "index.html", page)
+            return target / "index.html"
+    raise SteerkitError(f"The report of {folder} would have {size:,} bytes, over the limit of {LIMIT:,}.")
 
 
 def _draw_figures(sections: Sequence[Section], folder: Path) -> dict[tuple[str, int, int], str]:
