@@ -12,7 +12,6 @@ import html5lib
 import pytest
 from study_fixture import ARMS, GAINS, make_study
 
-from steerkit import registry
 from steerkit.errors import SteerkitError
 from steerkit.study.report import write_report
 from steerkit.study.report.analyses import TOPICS
@@ -67,7 +66,6 @@ def test_the_fixture_covers_every_analyzer(study: Path) -> None:
         record["analyzer"] for record in json.loads((study / "results.json").read_text(encoding="utf-8"))["analyses"]
     }
     assert ran | {"first_token"} == {topic.analyzer for topic in TOPICS}
-    assert set(entry.name for entry in registry.entries("analyzers")) <= {topic.analyzer for topic in TOPICS}
 
 
 def test_the_page_needs_nothing_else(made: Made) -> None:
