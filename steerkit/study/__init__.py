@@ -1,0 +1,1 @@
+"""A whole study: arms, controls, analyses, verdicts and report, as one command."""
