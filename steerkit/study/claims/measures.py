@@ -91,7 +91,7 @@ def from_analysis(test: Test, evidence: Evidence, draws: Resampling) -> Measured
                                                            len(arms) > 1)]  # fmt: skip
             if not found:
                 of = " of ".join(part for part in (asked["analyzer"], arm or "") if part)
-                raise Missing(f"no analysis {of}{f' ({label})' if label else ''} was finished")
+                raise Missing(f"no finished {of}{f' ({label})' if label else ''} with {asked['metric']!r}")
             estimates += found
     return Measured(estimates)
 
@@ -186,7 +186,7 @@ def _of_run(test: Test, run: Analysed, arm: str | None, label: str, several_arms
         where = {"metric": test.settings["metric"], **(test.settings.get("where") or {})}
         rows = _chosen(run.result.rows, name, where, run)
         if not rows:
-            raise Missing(f"{run.folder} has no row {where}")
+            continue  # another run of this analyzer, with other settings
         value = _mean([_interval(row) for row in rows])
         beside = {}
         for control, spec in control_names(test.settings).items():
