@@ -137,7 +137,7 @@ def _data(plan: _Plan) -> Row:
         sizes = {split: len(data.examples(split)) for split in wanted}  # type: ignore[arg-type]
     except SteerkitError as error:
         raise SteerkitError(
-            f"{error} Without a network: put a copy of the repository under a folder and name that folder by --data_root."
+            f"{error} Without a network: put a copy of the data set's repository in a folder DIR, and give --data_root DIR."
         ) from None
     plan.found = True
     told = ", ".join(f"{split} {n:,}" for split, n in sizes.items())
@@ -211,8 +211,8 @@ def _step(plan: _Plan) -> Iterator[Row]:
     lengths = f"completions of {plan.length} tokens" + (" (the most)" if per == "all" else "")
     yield Row(
         "time", "note",
-        f"{_duration(seconds)} a step (sampling {_duration(cost.sampling_s)}, update {_duration(cost.update_s)}){whole}, "
-        f"without judging, validation and the report; {lengths}; timed on {cost.timed}",
+        f"{_duration(seconds)} a step (sampling {_duration(cost.sampling_s)}, update {_duration(cost.update_s)}){whole}"
+        f", without judging, validation and the report; {lengths}; timed on {cost.timed}",
         figures={"step_s": seconds, "sampling_s": cost.sampling_s, "update_s": cost.update_s},
     )  # fmt: skip
 

@@ -62,7 +62,7 @@ def test_a_share_by_hand():
 
 
 def test_pairs_are_kept():
-    """An arm that is right where the reference is has the share 1 exactly, however few problems; unpaired it had not."""
+    """An arm that is right where the reference is has the share 1 exactly, however few there are; unpaired not."""
     generator = np.random.default_rng(0)
     full = (generator.random((1, 60)) < 0.7).astype(float)
     base = full * (generator.random((1, 60)) < 0.3)

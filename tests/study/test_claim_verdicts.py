@@ -165,7 +165,7 @@ def test_the_planted_effects_come_out_right():
 
 
 def test_the_planted_effects_would_show_a_broken_machine(monkeypatch):
-    """With the control comparison taken out, the false effect's row passes; with the share taken out, so does the rest."""
+    """With the comparison with controls taken out, the false effect's row passes."""
     from steerkit.study.claims import verdicts
 
     def without_controls(interval, bound, threshold, controls):
