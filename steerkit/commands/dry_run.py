@@ -137,7 +137,7 @@ def _data(plan: _Plan) -> Row:
         sizes = {split: len(data.examples(split)) for split in wanted}  # type: ignore[arg-type]
     except SteerkitError as error:
         raise SteerkitError(
-            f"{error} Without a network: put a copy of the data set's repository in a folder DIR, and give --data_root DIR."
+            f"{error} Without a network: put a copy of the repository in a folder DIR, and give --data_root DIR."
         ) from None
     plan.found = True
     told = ", ".join(f"{split} {n:,}" for split, n in sizes.items())

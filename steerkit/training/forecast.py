@@ -1,8 +1,8 @@
 """What a training step will take, before any weights are there: measured on a random model of the same widths.
 
 The stand-in has the family, widths and vocabulary of the real model and two depths; sampling and update are run on it
-by the trainer's own code. Both are linear in the number of blocks (sampling in all of them, the update in those that the
-gradient reaches), so two depths give the real one. Where the whole batch would take long, part of it is timed and
+by the trainer's own code. Both are linear in the number of blocks (sampling in all of them, the update in those that
+the gradient reaches), so two depths give the real one. Where the whole batch would take long, part of it is timed and
 extrapolated by its tokens: attention's growth with the length is left out then.
 """
 
