@@ -73,15 +73,22 @@ def dry_run(model: SteeringModule, data: PromptDataModule, config: Mapping[str, 
 
     from steerkit.commands.doctor import table
 
-    accelerator = config["trainer"]["accelerator"]
-    device = torch.device("cpu" if accelerator == "cpu" else default_device())
-    plan = _Plan(model, data, config, arguments, device)
-    with _quiet_weights():
-        rows = [row for name, check in _CHECKS.items() for row in _rows(name, check, plan)]
+    rows = examine(model, data, config, arguments)
     Console().print(table(rows, f"{model.settings.base} on {data.set_name}: nothing is trained"))
     missing = [row.name for row in rows if row.status == "fail"]
     print(f"Not ready: {', '.join(missing)}." if missing else "Ready.")
     return 1 if missing else 0
+
+
+def examine(
+    model: SteeringModule, data: PromptDataModule, config: Mapping[str, Any], arguments: Sequence[str]
+) -> list[Row]:
+    """The rows; those of memory and time have figures (bytes, seconds)."""
+    accelerator = config["trainer"]["accelerator"]
+    device = torch.device("cpu" if accelerator == "cpu" else default_device())
+    plan = _Plan(model, data, config, arguments, device)
+    with _quiet_weights():
+        return [row for name, check in _CHECKS.items() for row in _rows(name, check, plan)]
 
 
 def _rows(name: str, check: Callable[[_Plan], Row | Iterator[Row]], plan: _Plan) -> list[Row]:

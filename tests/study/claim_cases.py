@@ -12,7 +12,8 @@ from steerkit.study.claims.estimates import Outcome
 from steerkit.study.claims.evidence import Analysed, Evidence, Samples
 from steerkit.study.claims.rules import Rule, Rules, Test, control_names, parse_rules
 
-CONFIG = Path(__file__).parents[2] / "configs" / "study_tiny_claims.yaml.part"
+CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIG = next(path for path in (CONFIGS / "study_tiny.yaml", CONFIGS / "study_tiny_claims.yaml.part") if path.exists())
 LAYERS = 6
 ARMS = [
     {"arm": "base", "layers": []},
