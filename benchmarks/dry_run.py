@@ -90,9 +90,8 @@ def main() -> None:
         print(json.dumps(forecast(json.loads(options.forecast))))
         return
     found: dict[str, Any] = {}
-    print(
-        "| case | memory: forecast | measured | ratio | a step: forecast | measured | ratio |\n|---|---|---|---|---|---|---|"
-    )
+    print("| case | memory: forecast | measured | ratio | a step: forecast | measured | ratio |")
+    print("|---|---|---|---|---|---|---|")
     for name in options.only:
         said, was = child("forecast", name, options.steps), child("fit", name, options.steps)
         found[name] = {"forecast": said, "measured": was}

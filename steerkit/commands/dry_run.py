@@ -199,7 +199,7 @@ def _step(plan: _Plan) -> Iterator[Row]:
     prompts = one_step(plan.prompts or made_up_prompts(PROMPT_TOKENS), plan.data.prompts_per_step)
     tokenizer = plan.tokenizer if plan.tokenizer is not None else tiny_tokenizer()
     cost = step_cost(module, plan.shape, plan.policy, prompts, tokenizer, plan.length, plan.dtype, device,
-                     None if room is None else room / 4)  # fmt: skip
+                     None if room is None else room / 3)  # fmt: skip
     parts = _memory(plan, cost, prompts, process)
     peak = {phase: sum(of_phase.values()) for phase, of_phase in parts.items()}
     told = "; ".join(

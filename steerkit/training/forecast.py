@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from steerkit.errors import SteerkitError
 from steerkit.models import LoadedModel, SteeredModel, find_layout
 from steerkit.models.caching import has_running_state
 from steerkit.models.logprobs import chunk_rows
@@ -114,22 +115,28 @@ def step_cost(
         prompts: of one step (of one policy).
         length: tokens of a completion.
         room: bytes that a stand-in may take; a shallower one is taken where the usual one needs more.
+
+    Raises:
+        SteerkitError: if not even a shallow one fits.
     """
     depth = int(config.get_text_config().num_hidden_layers)
     deep = min(depth, DEPTHS[1])
     per_block, rest = _sizes(policy.base, depth)
     while room is not None and deep > 3 and (per_block * deep + rest) * dtype.itemsize > room:
         deep -= 1
+    least = (per_block * deep + rest) * dtype.itemsize
+    if room is not None and least > room:
+        raise SteerkitError(f"A stand-in of {deep} blocks takes {least / 1e9:.1f} GB, more than this device spares "
+                            f"({room / 1e9:.1f} GB): memory and time can't be measured here.")  # fmt: skip
     k = int(module.settings.samples_per_prompt)
     part, tokens = _affordable(prompts, k, length, 2.0 * (per_block * deep + rest))
-    probes = [
-        _probe(module, config, blocks, policy, part, tokenizer, tokens, dtype, device)
-        for blocks in (sorted({min(2, deep), deep}) if deep < depth else [deep])
-    ]
+    reached = depth - 1 - policy.lowest
+    # The whole model, steered as it will be, needs no second depth.
+    depths = [deep] if deep == depth and policy.lowest <= 0 else sorted({min(2, deep), deep})
+    probes = [_probe(module, config, n, policy, part, tokenizer, tokens, dtype, device) for n in depths]
     whole = sum(len(p.ids) for p in prompts) + len(prompts) * k * length
     timed = sum(len(p.ids) for p in part) + len(part) * k * tokens
     scale = policy.policies * whole / timed
-    reached = depth - 1 - policy.lowest
 
     def at(name: str, x: int, by: str) -> float:
         values = [(getattr(probe, by), _get(probe, name)) for probe in probes]
