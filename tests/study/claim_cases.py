@@ -13,7 +13,6 @@ from steerkit.study.claims.evidence import Analysed, Evidence, Samples
 from steerkit.study.claims.rules import Rule, Rules, Test, control_names, parse_rules
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-CONFIG = next(path for path in (CONFIGS / "study_tiny.yaml", CONFIGS / "study_tiny_claims.yaml.part") if path.exists())
 LAYERS = 6
 ARMS = [
     {"arm": "base", "layers": []},
@@ -26,8 +25,14 @@ TOKEN = 7
 SEEDS = (0, 1, 2)
 
 
-def block() -> dict[str, Any]:
-    return yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["claims"]
+def block(study: str = "study_tiny") -> dict[str, Any]:
+    """The rules of a study's config."""
+    places = (CONFIGS / f"{study}.yaml", CONFIGS / f"{study}_claims.yaml.part")
+    for path in places:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if "claims" in found:
+            return found["claims"]
+    raise AssertionError(f"no rules in {places[0]}")
 
 
 def rules() -> Rules:

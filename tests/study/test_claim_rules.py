@@ -17,6 +17,16 @@ def test_the_tiny_study_has_a_rule_for_every_claim():
         assert rule.title and len(rule.possible) > 100 and all(test.unit and test.what for test in rule.tests)
 
 
+def test_the_smollm2_study_has_the_same_rules_but_for_seeds_and_arms():
+    tiny, real = rules(), parse_rules(block("study_smollm2"))
+    assert tuple(real.claims) == CLAIMS and real.resampling == tiny.resampling
+    for name, rule in real.claims.items():
+        assert rule.possible and rule.possible != tiny.claims[name].possible
+        for one, other in zip(rule.tests, tiny.claims[name].tests, strict=True):
+            assert (one.what, one.bound, one.threshold) == (other.what, other.bound, other.threshold)
+    assert real.claims["C1"].min_seeds == 3  # trained arms are compared: one seed can't tell
+
+
 def test_the_words_come_from_the_numbers():
     made = block()
     assert "at least 0.9, and above random_vector and" in parse_rules(made).claims["C1"].words
