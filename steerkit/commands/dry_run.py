@@ -141,7 +141,7 @@ def _data(plan: _Plan) -> Row:
         ("train", "validation", *((plan.config["report"].split,) if plan.config["report"].arms else ()))
     )
     try:
-        sizes = {split: len(data.examples(split)) for split in wanted}  # type: ignore[arg-type]
+        sizes = {split: len(data.examples(split)) for split in wanted}
     except SteerkitError as error:
         raise SteerkitError(
             f"{error} Without a network: put a copy of the repository in a folder DIR, and give --data_root DIR."

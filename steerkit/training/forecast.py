@@ -205,7 +205,7 @@ def _probe(
     model.to(device)
     cached = [_cache_bytes(model, torch.tensor([[5] * n], device=device)) for n in PROBES]
     per_token = (cached[1] - cached[0]) / (PROBES[1] - PROBES[0])
-    pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
+    pad_id = int(tokenizer.pad_token_id or 0)
     saved = saved_for_backward(model, torch.tensor(prompts[0].ids, device=device), pad_id)
     params = SamplingParams(module.params.temperature, length)
     budget = memory.Budget(module.budget.gigabytes)

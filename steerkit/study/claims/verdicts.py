@@ -77,8 +77,8 @@ def _tested(test: Test, rule: Rule, evidence: Evidence, draws: Resampling) -> di
     }  # fmt: skip
     try:
         measured = measure(test, evidence, draws)
-    except Missing as reason:
-        return record | {"outcome": "inconclusive", "reason": str(reason)}
+    except Missing as missing:
+        return record | {"outcome": "inconclusive", "reason": str(missing)}
     except Exception as error:  # a damaged record must cost its verdict, not the report
         told = " ".join(str(error).split())[:160]
         return record | {"outcome": "inconclusive", "reason": f"not computed ({type(error).__name__}: {told})"}
@@ -98,7 +98,7 @@ def _tested(test: Test, rule: Rule, evidence: Evidence, draws: Resampling) -> di
     name, control = _strongest([one for one, _, _ in parts], test)
     n = min(one.n for one, _, _ in parts)
     apart = detectable(max((one.interval for one, _, _ in parts), key=lambda i: i.high - i.low))
-    return without_nan(  # type: ignore[no-any-return]
+    found: dict[str, Any] = without_nan(
         record
         | {
             "estimate": hull.mean, "low": hull.low, "high": hull.high, "n": n, "seeds": len(seeds),
@@ -109,6 +109,7 @@ def _tested(test: Test, rule: Rule, evidence: Evidence, draws: Resampling) -> di
             "notes": list(measured.notes),
         }
     )  # fmt: skip
+    return found
 
 
 def _part(one: Estimate, outcome: Outcome, reason: str) -> dict[str, Any]:
