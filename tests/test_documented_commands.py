@@ -15,7 +15,7 @@ from steerkit.cli import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "plugins").glob("*/README.md"))]
-CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), *sorted((ROOT / "plugins").glob("*/*.yaml"))]
+CONFIGS = [*sorted((ROOT / "configs").rglob("*.yaml")), *sorted((ROOT / "plugins").glob("*/*.yaml"))]
 BLOCK = re.compile(r"^```(sh|console)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LIGHT = {"plugins"}
 """Verbs whose parser depends on their arguments."""

@@ -50,6 +50,14 @@ RUN_FILES = {
 """What a run folder holds: a folder with none of it is no run's, and stays where it is."""
 
 
+class DryRun(Exception):
+    """Not an error: everything has been parsed and built, and nothing is to be trained."""
+
+    def __init__(self, model: SteeringModule, data: PromptDataModule, config: Any) -> None:
+        super().__init__()
+        self.model, self.data, self.config = model, data, config
+
+
 class TrainingParser(ShortHelp, OneLineErrors, LightningArgumentParser):
     """Lightning's parser with a help that fits two screens, and complaints of one line."""
 
@@ -75,6 +83,10 @@ class SteerkitCLI(LightningCLI):
         add("--vector_every", type=int, default=20, help="steps between writes of the vector and a checkpoint")
         add("--samples_every", type=int, default=20, help="steps between sample tables; 0: none")
         add("--data_root", type=str | None, default=None, help="folder where relative data paths start")
+        add(
+            "--dry_run", action="store_true", help="fit: memory and time of a step, and what is missing; trains nothing"
+        )
+        add("--dry_run_length", type=int | None, default=None, help="tokens of a completion that --dry_run counts with")
         parser.add_dataclass_arguments(ReportConfig, "report")
         parser.add_dataclass_arguments(Sweep, "sweep")
         parser.set_defaults(
@@ -118,6 +130,8 @@ class SteerkitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config[self.subcommand]
+        if config["dry_run"]:
+            raise DryRun(self.model, self.datamodule, config)
         fitting = self.subcommand == "fit"
         self.ended.enter_context(output_folder(self.run_dir))
         self.start, self.start_state = self._resume_from()
@@ -338,6 +352,12 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     try:
         with stops:
             _run_lightning(verb, arguments)
+    except DryRun as asked:
+        if verb != "fit":
+            raise SteerkitError(f"--dry_run belongs to fit, not to {verb}.") from None
+        from steerkit.commands.dry_run import dry_run
+
+        return dry_run(asked.model, asked.data, asked.config, arguments)
     except BaseException as error:
         cli = SteerkitCLI.running
         if cli is None or not hasattr(cli, "trainer"):

@@ -24,6 +24,7 @@ COMMON: Mapping[str, str] = {
     "print_config": "write all settings as YAML, and exit",
     "run_dir": "",
     "data_root": "",
+    "dry_run": "memory and time of a step, and what is missing; trains nothing (fit)",
     "seed_everything": "of rollouts, initial values and the order of the problems",
     "ckpt_path": "checkpoint to go on from; last: the newest of run_dir",
     **dict.fromkeys((f"model.{name}" for name in _MODEL), ""),

@@ -83,7 +83,7 @@ def grouped_attention(
     return out.reshape(rows, 1, heads, out.shape[-1]), None
 
 
-_WORTH_PACKING = {"AVX512": 0}.get(torch.backends.cpu.get_cpu_capability(), 200_000)
+WORTH_PACKING = {"AVX512": 0}.get(torch.backends.cpu.get_cpu_capability(), 200_000)
 """Numbers in a weight, above which packed products win. Measured: with AVX-512 they win at every size (256 x 128 -> 64:
 153 against 103 GFLOP/s a thread), with AVX2 128 x 512 loses at every row count and 576 x 576 wins.
 """
@@ -121,7 +121,7 @@ def _packed_linears(base: nn.Module) -> AbstractContextManager[None]:
     """oneDNN's own weight layout: at 8 to 64 rows its products take about half the time."""
     if not torch.backends.mkldnn.is_available():
         return nullcontext()
-    linears = [m for m in frozen_linears(base) if m.weight.numel() >= _WORTH_PACKING and not m.weight.requires_grad]
+    linears = [m for m in frozen_linears(base) if m.weight.numel() >= WORTH_PACKING and not m.weight.requires_grad]
     return replaced(linears, lambda linear: _PackedForward(_pack(linear), linear.bias))
 
 

@@ -154,7 +154,7 @@ def test_packed_weights_and_grouped_attention(monkeypatch):
     """Weights large enough to be packed, grouped heads; both are undone afterwards."""
     from steerkit.rollouts import acceleration
 
-    monkeypatch.setattr(acceleration, "_WORTH_PACKING", 1)
+    monkeypatch.setattr(acceleration, "WORTH_PACKING", 1)
     model = policy(num_attention_heads=4, num_key_value_heads=2)
     ids = torch.tensor([[40, 41, 42]])
     before = model(ids).logits
@@ -168,7 +168,7 @@ def test_packed_weights_and_grouped_attention(monkeypatch):
 def test_changed_weights_are_packed_anew(monkeypatch):
     from steerkit.rollouts import acceleration
 
-    monkeypatch.setattr(acceleration, "_WORTH_PACKING", 1)
+    monkeypatch.setattr(acceleration, "WORTH_PACKING", 1)
     model = policy()
     compare(model, problems(2), FastSampler())
     with torch.no_grad():
