@@ -50,6 +50,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 def write(folder: Path, **changes: Any) -> Path:
     """``study.yaml`` in ``folder``, beside its model and rewards."""
+    folder.mkdir(exist_ok=True)
     if not (folder / "model").is_dir():
         checkpoint(folder / "model")
         (folder / "rewards.py").write_text(REWARDS)
