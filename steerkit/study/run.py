@@ -16,7 +16,7 @@ from steerkit.errors import SteerkitError, Stopped
 from steerkit.study.choice import choose, resolved
 from steerkit.study.items import Item, WorkList
 from steerkit.study.plan import Arm
-from steerkit.study.workers import PATIENCE, Worker
+from steerkit.study.workers import BOOT, PATIENCE, Worker
 
 Say = Callable[[str], None]
 
@@ -31,13 +31,14 @@ class Runner:
         threads: of each.
         words: of the study's command line.
         say: prints a line.
+        boot: what a process runs.
     """
 
     def __init__(self, work: WorkList, arms: Mapping[str, Arm], workers: int, threads: int, words: Sequence[str],
-                 say: Say) -> None:  # fmt: skip
+                 say: Say, boot: str = BOOT) -> None:  # fmt: skip
         self.work, self.arms, self.say = work, arms, say
         self._replies: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]] = queue.SimpleQueue()
-        self.workers = [Worker(self._replies, words, threads) for _ in range(workers)]
+        self.workers = [Worker(self._replies, words, threads, boot) for _ in range(workers)]
 
     def run(self) -> None:
         """Do what can be done.
@@ -124,7 +125,7 @@ class Runner:
             self.say(f"{item.id} failed: {item.error}")
 
     def _take(self, worker: Worker, reply: dict[str, Any] | None) -> None:
-        if worker.item is None:
+        if worker.item is None or (reply is None and worker.alive):  # the end of an idle one, told late
             return
         item, worker.item = self.work.items[worker.item], None
         if reply is None:

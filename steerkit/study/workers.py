@@ -16,11 +16,12 @@ from typing import Any
 from steerkit import registry
 
 # The parent's import path is handed over, so that whatever it can import its workers can.
-_BOOT = (
+BOOT = (
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given['path']; "
     "from steerkit.study.serve import serve; from steerkit.cli import main; "
     "serve(main, given['words'], given['trusted'])"
 )
+"""What a process runs."""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PATIENCE = 30.0
 """Seconds that an interrupted command has to save what it has."""
@@ -30,15 +31,15 @@ class Worker:
     """A process; it is started when it gets its first command, and again after it ended."""
 
     def __init__(self, replies: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]], words: Sequence[str],
-                 threads: int) -> None:  # fmt: skip
-        self._replies, self._words, self._threads = replies, list(words), threads
+                 threads: int, boot: str = BOOT) -> None:  # fmt: skip
+        self._replies, self._words, self._threads, self._boot = replies, list(words), threads, boot
         self._process: subprocess.Popen[bytes] | None = None
         self.item: str | None = None
         """Id of what it works on."""
 
     def give(self, id_: str, argv: Sequence[str], log: Path) -> None:
         """Let it run a command; the reply ``{"id", "code", "seconds"}`` goes to the queue, None if it ended."""
-        if self._process is None or self._process.poll() is not None:
+        if not self.alive:
             self._start()
         assert self._process is not None and self._process.stdin is not None
         self.item = id_
@@ -49,21 +50,23 @@ class Worker:
             pass
 
     def _start(self) -> None:
+        self.end()  # what is left of one that ended
         given = {"path": [entry or os.getcwd() for entry in sys.path], "words": self._words,
                  "trusted": registry.trusted()}  # fmt: skip
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, json.dumps(given)],
+            [sys.executable, "-c", self._boot, json.dumps(given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **dict.fromkeys(_THREADS, str(self._threads))},
+            env={**dict.fromkeys(_THREADS, str(self._threads)), **os.environ},  # what the user set stands
             start_new_session=True,  # Ctrl-C in the terminal is for the parent, which passes it on once
         )
         threading.Thread(target=self._pump, args=(self._process,), daemon=True).start()
 
     def _pump(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self._replies.put((self, json.loads(line)))
+        with process.stdout:
+            for line in process.stdout:
+                self._replies.put((self, json.loads(line)))
         process.wait()
         self._replies.put((self, None))
 
@@ -73,12 +76,13 @@ class Worker:
         return self._process.returncode if self._process is not None else None
 
     @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
+    def alive(self) -> bool:
+        """Whether there is a process that has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def interrupt(self) -> None:
         """As Ctrl-C: a fit saves its state, an evaluation or an analysis has what is finished on disk."""
-        if self._process is not None and self._process.poll() is None and self.item is not None:
+        if self._process is not None and self.alive and self.item is not None:
             self._process.send_signal(signal.SIGINT)
 
     def end(self) -> None:
