@@ -6,41 +6,25 @@ figure. The same command goes on with what is missing.
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from steerkit import registry
 from steerkit.commands.console import command_line, prepare
 from steerkit.commands.parsing import Parser
+from steerkit.commands.study_checks import base_and_data, check_commands, check_rules, make_planner, write_files
+from steerkit.commands.study_config import CONFIG, read_config, saved_config
 from steerkit.errors import SteerkitError, Stopped
-from steerkit.files import ensure_folder, remove_unfinished, set_aside, write_text
-from steerkit.study.config import (
-    AnalysisConfig,
-    ArmConfig,
-    ChoiceConfig,
-    RecipientConfig,
-    StudyConfig,
-    merged,
-    refuse_untyped_code,
-)
+from steerkit.files import ensure_folder, remove_unfinished, set_aside
+from steerkit.study.config import ChoiceConfig, StudyConfig
 from steerkit.study.items import WorkList
+from steerkit.study.values import refuse_untyped_code
 
 if TYPE_CHECKING:
-    from jsonargparse import Namespace
-
     from steerkit.models import LoadedModel
     from steerkit.study.plan import Plan, Planner
-
-CONFIG = "study.yaml"
-SECTIONS: Mapping[str, type] = {"arms": ArmConfig, "analyses": AnalysisConfig, "recipients": RecipientConfig}
 
 
 def build_parser() -> Parser:
@@ -78,16 +62,16 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     prepare()
     out = Path(options.out)
     if options.report_only:
-        return _report(out, _read_config(out))
+        return _report(out, saved_config(out))
     config = read_config(options)
-    refuse_untyped_code(config)
-    _check_rules(config)
+    refuse_untyped_code(config.record())
+    check_rules(config)
     workers = options.workers if options.workers is not None else max(1, os.cpu_count() or 1)
     if workers < 1:
         raise SteerkitError(f"workers must be at least 1, got {workers}.")
-    loaded, prompt_tokens = _base_and_data(config)
-    planner = _planner(config, out, loaded, prompt_tokens)
-    _check_fits(config, loaded, prompt_tokens)
+    loaded, prompt_tokens = base_and_data(config)
+    planner = make_planner(config, out, loaded, prompt_tokens)
+    check_commands(config, loaded, prompt_tokens)
     if options.dry_run:
         _say_plan(planner.plan, workers, full=True)
         from steerkit.doctor.memory import size
@@ -102,141 +86,12 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     with _alone(out):
         _same_study(out, config)
         remove_unfinished(out)
-        _write_files(out, config, planner.plan)
+        write_files(out, config, planner.plan)
         work = WorkList.open(out, planner.plan.items)
         _say_plan(planner.plan, workers)
         _work(work, planner, workers, arguments)
         _finish(out, config, planner, work, loaded, command_line(verb, arguments))
     return 0 if not work.failed else 1
-
-
-def read_config(options: Namespace) -> StudyConfig:
-    """The study that options and config file describe, the quick form where it was asked for.
-
-    Raises:
-        SteerkitError: one line, with the place.
-    """
-    plain = {key: value for key, value in options.as_dict().items() if key != "config"}
-    given = _sections(plain)
-    config = StudyConfig.read(given)
-    quick = _sections(merged(plain, plain["quick_changes"]))
-    short = StudyConfig.read(quick)  # always: a mistake there shows before the study is needed in a hurry
-    return short if options.quick else config
-
-
-def _sections(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with the entries of each section checked, and their defaults filled in."""
-    if not plain.get("base"):
-        raise SteerkitError("Give --base: the model that is studied.")
-    if not plain.get("arms"):
-        raise SteerkitError("Give --arms: a study without arms measures nothing.")
-    result = {key: value for key, value in plain.items() if key not in ("quick", "quick_changes")}
-    for section, kind in SECTIONS.items():
-        parser = Parser(prog="steerkit study")
-        parser.add_class_arguments(kind)
-        entries = {key: entry for key, entry in (plain.get(section) or {}).items() if entry is not None}
-        result[section] = {}
-        for key, entry in entries.items():
-            try:
-                result[section][key] = parser.parse_object(entry).as_dict()
-            except SteerkitError as error:
-                raise SteerkitError(f"{section}.{key}: {error}") from None
-    choice = Parser(prog="steerkit study")
-    choice.add_class_arguments(ChoiceConfig)
-    try:
-        result["choice"] = choice.parse_object(dict(plain.get("choice") or {})).as_dict()
-    except SteerkitError as error:
-        raise SteerkitError(f"choice: {error}") from None
-    return result
-
-
-def _read_config(out: Path) -> StudyConfig:
-    path = out / CONFIG
-    try:
-        return StudyConfig.read(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise SteerkitError(f"{out} holds no study ({CONFIG}: {' '.join(str(error).split())}).") from None
-
-
-def _check_rules(config: StudyConfig) -> None:
-    """Before anything is run: a rule with a mistake is no rule."""
-    from importlib import import_module
-    from importlib.util import find_spec
-
-    if config.claims and find_spec("steerkit.study.claims") is not None:
-        import_module("steerkit.study.claims").parse_rules(config.claims)
-
-
-def _base_and_data(config: StudyConfig) -> tuple[LoadedModel, int]:
-    """The base and the mean length of training prompts; a mistake in either shows now."""
-    from steerkit.commands.evaluate import default_device
-    from steerkit.datasets import PromptTemplate, open_dataset
-    from steerkit.models import load_model
-
-    data, model = config.fit.get("data", {}), config.fit.get("model", {})
-    source = open_dataset(data.get("dataset", "arithmetic"), config.data_root)
-    examples = {split: source.load(split) for split in ("train", "validation")}
-    test = data.get("test_dataset")
-    examples["test"] = (source if test is None else open_dataset(test, config.data_root)).load("test")
-    for split, found in examples.items():
-        if not found:
-            raise SteerkitError(f"The {split} split of the study's data is empty.")
-    loaded = load_model(config.base, dtype=model.get("dtype", "auto"), device=default_device())
-    template = PromptTemplate.from_dict(model.get("template") or {})
-    shown = [template.render(loaded.tokenizer, example) for example in examples["train"][:16]]
-    lengths = [len(template.encode(loaded.tokenizer, text)) for text in shown]
-    return loaded, round(sum(lengths) / len(lengths))
-
-
-def _planner(config: StudyConfig, out: Path, loaded: LoadedModel, prompt_tokens: int) -> Planner:
-    from steerkit.study.cost import Costs, core_speed, describe
-    from steerkit.study.plan import Planner
-    from steerkit.study.plan_analyses import add_analyses
-
-    base = describe(loaded, prompt_tokens)
-    planner = Planner(config, out, base, Costs(base, core_speed()))
-    planner.screen()
-    planner.fits()
-    add_analyses(planner)
-    return planner
-
-
-def _check_fits(config: StudyConfig, loaded: LoadedModel, prompt_tokens: int) -> None:
-    """Let the verbs' own parsers read each command once, so that a typo shows before an hour of work.
-
-    Raises:
-        SteerkitError: the verb's own line.
-    """
-    from steerkit.commands import analyze, train
-
-    with tempfile.TemporaryDirectory() as name:
-        planner = _planner(config, Path(name), loaded, prompt_tokens)
-        _write_files(Path(name), config, planner.plan)
-        seen = set()
-        for item in planner.plan.items:
-            arm = item.id.split("/")[0]
-            try:
-                if item.kind == "analyze":
-                    target = registry.resolve("analyzers", item.argv[1])
-                    words = [word for word in item.argv[2:] if word != "--allow_code"]
-                    parsed = analyze.build_parser(target).parse_args(words)
-                    registry.instantiate(
-                        target, {f.name: parsed[f.name] for f in dataclasses.fields(target)}, target.name
-                    )
-                elif item.kind in ("fit", "sweep") and arm not in seen:
-                    seen.add(arm)
-                    words = [_readable(word) for word in item.argv[1:] if word != "--allow_code"]
-                    with redirect_stdout(io.StringIO()):
-                        train.run("fit", [*words, "--print_config"])
-            except SteerkitError as error:
-                raise SteerkitError(f"{item.id}: {error}") from None
-            except SystemExit:
-                pass  # --print_config ends this way
-
-
-def _readable(word: str) -> str:
-    """A number in the place of a rate that is not chosen yet."""
-    return "0.1" if word.startswith("<rate of ") else word
 
 
 def _same_study(out: Path, config: StudyConfig) -> None:
@@ -248,7 +103,7 @@ def _same_study(out: Path, config: StudyConfig) -> None:
     from steerkit.evaluation.journal import differences
 
     if (out / CONFIG).is_file():
-        there = _read_config(out).record()
+        there = saved_config(out).record()
         if found := differences(there, config.record()):
             raise SteerkitError(
                 f"{out} holds a study of other settings ({found}): give another --out, or set it aside with "
@@ -256,13 +111,6 @@ def _same_study(out: Path, config: StudyConfig) -> None:
             )
     elif {entry.name for entry in out.iterdir()} - {"lock"}:
         raise SteerkitError(f"--out {out} holds other files and no study: give another folder.")
-
-
-def _write_files(out: Path, config: StudyConfig, plan: Plan) -> None:
-    for name, content in {CONFIG: config.record(), **plan.files}.items():
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
-        if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != text:
-            write_text(out / name, text)
 
 
 def _say_plan(plan: Plan, workers: int, full: bool = False) -> None:
@@ -323,10 +171,10 @@ def _report(out: Path, config: StudyConfig) -> int:
     """Assemble, judge and report what there is."""
     import json
 
-    refuse_untyped_code(config)
-    _check_rules(config)
-    loaded, prompt_tokens = _base_and_data(config)
-    planner = _planner(config, out, loaded, prompt_tokens)
+    refuse_untyped_code(config.record())
+    check_rules(config)
+    loaded, prompt_tokens = base_and_data(config)
+    planner = make_planner(config, out, loaded, prompt_tokens)
     with _alone(out):
         work = WorkList.open(out, planner.plan.items)
         work.restore()

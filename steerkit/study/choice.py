@@ -10,8 +10,8 @@ from typing import Any
 
 from steerkit.errors import SteerkitError
 from steerkit.files import write_json
+from steerkit.study.arms import Arm, rate_of
 from steerkit.study.items import Item
-from steerkit.study.plan import Arm, rate_of
 
 _WORD = re.compile(r"<(rate|opening) of ([\w.-]+)>")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from steerkit.errors import SteerkitError
-from steerkit.registry import did_you_mean, may_import, refuse_code
+from steerkit.registry import did_you_mean
+from steerkit.study.values import digest
 
 Role = Literal["base", "steering", "baseline", "control"]
 ROWS = ("base", "random", "prefix")
@@ -198,53 +198,6 @@ class StudyConfig:
     def rules_digest(self) -> str:
         """16 hex digits of the rules alone."""
         return digest(self.claims)
-
-
-def digest(values: Any) -> str:
-    """16 hex digits of JSON values, whatever the order of their keys."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def merged(plain: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``plain`` with ``over`` put into it: mappings are merged, null takes an entry out, anything else replaces."""
-    result = dict(plain)
-    for key, value in over.items():
-        if value is None and isinstance(result.get(key), Mapping):
-            del result[key]
-        elif isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-            result[key] = merged(result[key], value)
-        else:
-            result[key] = value
-    return result
-
-
-def refuse_untyped_code(config: StudyConfig) -> None:
-    """A config file may not choose code to run (``file.py:Name``): the command line must name it, or trust the file.
-
-    The commands of a study carry the config's values, so what ``cli`` checks of a command line is checked here.
-
-    Raises:
-        PluginError: naming it.
-    """
-    places = config.record()
-    for part in ("name", "claims"):  # texts
-        places.pop(part)
-    for arm in places["arms"].values():
-        arm.pop("label")
-    for value in _texts(places):
-        head, colon, tail = value.strip().rpartition(":")
-        is_name = bool(colon and head) and tail.split(".")[0].isidentifier()
-        if is_name and not any(c in value for c in " {<\n") and not may_import(value.strip()):
-            raise refuse_code(value.strip(), "The study's config")
-
-
-def _texts(node: Any) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, Mapping | list):
-        for part in node.values() if isinstance(node, Mapping) else node:
-            yield from _texts(part)
 
 
 def _known(place: str, name: str, names: list[str]) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from steerkit.study.config import ArmConfig, StudyConfig, merged
+from steerkit.study.config import ArmConfig, StudyConfig
+from steerkit.study.values import merged
 
 if TYPE_CHECKING:
     from steerkit.models import LoadedModel

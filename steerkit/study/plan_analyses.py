@@ -11,9 +11,10 @@ from typing import Any
 from steerkit import registry
 from steerkit.errors import PluginError, SteerkitError
 from steerkit.registry import did_you_mean
+from steerkit.study.arms import Arm, is_full, rate_of
 from steerkit.study.config import AnalysisConfig, RecipientConfig
 from steerkit.study.items import Item
-from steerkit.study.plan import Arm, Planner, _is_full, rate_of
+from steerkit.study.plan import Planner
 
 ADAPTERS = ("lora", "full")
 """Interventions that leave weights and no vector."""
@@ -107,7 +108,7 @@ def _own_vector(planner: Planner, name: str, recipient: RecipientConfig) -> None
     """Train the recipient's own, as the arm that it is like was trained."""
     place = f"recipients.{name}.like"
     like = planner.find(recipient.like, place)
-    if like.layer is not None or _is_full(like.config):
+    if like.layer is not None or is_full(like.config):
         raise SteerkitError(f"{place}: {recipient.like} is no arm of one vector a seed.")
     rate = planner.rate(like.key, like.config)
     if recipient.lr is not None:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from steerkit.evaluation.metrics import Interval, mean_interval, value_interval
 from steerkit.evaluation.results import versions, write_samples
 from steerkit.files import write_json
+from steerkit.study.arms import Arm
 from steerkit.study.config import StudyConfig
+from steerkit.study.intervals import intervals, machine
 from steerkit.study.items import WorkList
-from steerkit.study.plan import Arm, Plan
+from steerkit.study.plan import Plan
 from steerkit.verifiers.boxed import last_boxed
 
 SCHEMA = 1
-SEED = 0
-"""Of the bootstraps."""
 
 
 def assemble(folder: Path, config: StudyConfig, arms: Mapping[str, Arm], plan: Plan, work: WorkList,
@@ -168,9 +164,9 @@ def _arm(folder: Path, arm: Arm, arms: Mapping[str, Arm], config: StudyConfig, r
         "lr": facts[0]["lr"] if own else None,
         "choice": _choice(folder, arm, arms, config) if own else None,
         "runs": runs,
-        "accuracy": _intervals(rows, "correct", 100.0),
-        "lengths": _intervals(rows, "tokens", 1.0),
-        "boxed": _intervals(rows, "boxed", 100.0),
+        "accuracy": intervals(rows, "correct", 100.0),
+        "lengths": intervals(rows, "tokens", 1.0),
+        "boxed": intervals(rows, "boxed", 100.0),
     }
 
 
@@ -197,36 +193,6 @@ def _choice(folder: Path, arm: Arm, arms: Mapping[str, Arm], config: StudyConfig
     chosen = record["layers"][str(owner.layer)] if owner.layer is not None else record
     found = {name: chosen[name] for name in ("lr", "grid", "ties", "at_end")}
     return found | {"taken_from": owner.name if owner is not arm else None}
-
-
-def _intervals(rows: Sequence[Mapping[str, Any]], column: str, scale: float) -> dict[str, dict[str, Any]]:
-    """Temperature -> mean over seeds with a 95 % interval, by bootstrap over problems of the seeds' mean."""
-    found = {}
-    for temperature in sorted({row["temperature"] for row in rows}):
-        part = [row for row in rows if row["temperature"] == temperature]
-        seeds = list(dict.fromkeys(row["seed"] for row in part))
-        table = np.array([_by_problem([row for row in part if row["seed"] == seed], column) for seed in seeds])
-        known = ~np.isnan(table).all(axis=0)
-        if not known.any():
-            continue
-        table = table[:, known]
-        means: NDArray[np.float64] = np.nanmean(table, axis=0)
-        interval: Interval = value_interval(means, SEED) if column == "tokens" else mean_interval(means, SEED)
-        values = [None if np.isnan(v) else round(scale * float(v), 4) for v in interval]
-        by_seed = [None if np.isnan(row).all() else round(scale * float(np.nanmean(row)), 4) for row in table]
-        found[f"{temperature:g}"] = {"value": values[0], "low": values[1], "high": values[2], "n": int(known.sum()),
-                                     "by_seed": by_seed}  # fmt: skip
-    return found
-
-
-def _by_problem(rows: Sequence[Mapping[str, Any]], column: str) -> list[float]:
-    """Mean of each problem's samples, in the order of the problems' names; NaN where nothing is known."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        values = found.setdefault(row["id"], [])
-        if row[column] is not None:
-            values.append(float(row[column]))
-    return [float(np.mean(found[name])) if found[name] else float("nan") for name in sorted(found)]
 
 
 def _analyses(work: WorkList) -> list[dict[str, Any]]:
@@ -256,21 +222,6 @@ def _recipients(folder: Path, config: StudyConfig, work: WorkList) -> list[dict[
             found.append({"name": name, "base": recipient.base, "like": recipient.like, "folder": item.out,
                           "vector": f"{item.out}/vector", "command": item.command})  # fmt: skip
     return found
-
-
-def machine() -> dict[str, Any]:
-    """What the seconds depend on."""
-    name = platform.processor()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
-    except OSError:  # not Linux
-        pass
-    try:
-        memory: float | None = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    except (AttributeError, ValueError, OSError):  # Windows
-        memory = None
-    return {"processor": name, "cores": os.cpu_count(), "memory_gb": memory and round(memory, 1)}
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:

@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any
 
 from steerkit.errors import SteerkitError, Stopped
+from steerkit.study.arms import Arm
 from steerkit.study.choice import choose, resolved
 from steerkit.study.items import Item, WorkList
-from steerkit.study.plan import Arm
 from steerkit.study.workers import BOOT, PATIENCE, Worker
 
 Say = Callable[[str], None]

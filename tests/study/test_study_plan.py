@@ -12,10 +12,10 @@ from steerkit import registry
 from steerkit.errors import PluginError, SteerkitError
 from steerkit.study import Item, Planner, StudyConfig, WorkList
 from steerkit.study.choice import best, choose, resolved
-from steerkit.study.config import merged, refuse_untyped_code
 from steerkit.study.cost import Base, Costs
 from steerkit.study.plan_analyses import add_analyses
 from steerkit.study.run import clock, time_left, why
+from steerkit.study.values import merged, refuse_untyped_code
 
 BASE = Base(n_layers=4, parameters=10**6)
 
@@ -233,7 +233,7 @@ def test_what_needs_a_failed_item_fails_and_a_choice_goes_on():
 
 
 def test_code_named_by_a_config_needs_the_command_line():
-    config = StudyConfig.read(settings())
+    config = StudyConfig.read(settings()).record()
     with registry.code_named_by(["--out", "x"]), pytest.raises(PluginError, match=r"rewards\.py:vowels"):
         refuse_untyped_code(config)
     for words, trusted in ((["--x", "rewards.py:vowels"], False), ([], True)):
