@@ -30,7 +30,7 @@ class ArmConfig:
         role: base, steering, baseline or control.
         model: settings of ``fit.model`` that are other for this arm.
         grid: learning rates; the best on validation (seed ``choice.seed``) is taken.
-        lr: the rate where nothing is chosen (``choice.on: false``, or no grid).
+        lr: the rate where nothing is chosen (``choice.enabled: false``, or no grid).
         lr_of: the arm whose rate is taken, chosen or not.
         last: the last layer's rate as a multiple of the others'.
         each_layer: a vector at each of these layers alone (``all``, or a list): a sweep, an arm a layer.
@@ -102,13 +102,13 @@ class ChoiceConfig:
     """How learning rates are chosen.
 
     Args:
-        on: choose; else each arm takes its ``lr``.
+        enabled: choose; else each arm takes its ``lr``.
         seed: training seed of the runs that are compared.
         temperature: of the validation samples.
         k: validation samples a problem.
     """
 
-    on: bool = True
+    enabled: bool = True
     seed: int = 0
     temperature: float = 1.0
     k: int = 2
@@ -223,7 +223,7 @@ def _check_arm(name: str, arm: ArmConfig, study: StudyConfig) -> None:
             raise SteerkitError(f"{place}: it takes the rate of {arm.lr_of}: leave 'grid' and 'lr' out.")
         if arm.lr_of in study.arms and study.arms[arm.lr_of].lr_of is not None:
             raise SteerkitError(f"{place}.lr_of: {arm.lr_of} takes another's rate itself: name that one.")
-    elif arm.lr is None and not (arm.grid and study.choice.on):
+    elif arm.lr is None and not (arm.grid and study.choice.enabled):
         raise SteerkitError(f"{place} has no learning rate: give 'grid', 'lr' or 'lr_of'.")
     if arm.opening_of is not None:
         _known(f"{place}.opening_of", arm.opening_of, [n for n, a in study.arms.items() if a.row == "prefix"])

@@ -88,7 +88,7 @@ class Planner:
 
     def _fits_of(self, key: str, arm: ArmConfig) -> None:
         self.plan.files[f"arms/{key}/fit.yaml"] = self.fit_file(arm)
-        choosing = arm.grid is not None and self.config.choice.on
+        choosing = arm.grid is not None and self.config.choice.enabled
         if choosing:
             self._choice_of(key, arm)
         needs = [*self._screened(), *([f"{key}/choice"] if choosing else []), *self._needs_rate_of(key, arm)]
@@ -161,15 +161,15 @@ class Planner:
         if arm.lr_of is not None:
             owner = self.find(arm.lr_of, f"arms.{key}.lr_of")
             config = owner.config
-            if config.grid is not None and self.config.choice.on:
+            if config.grid is not None and self.config.choice.enabled:
                 return f"<rate of {owner.name}>"
             return json.dumps(rate_of(_stated(owner.key, config), config.last))
-        if arm.grid is not None and self.config.choice.on:
+        if arm.grid is not None and self.config.choice.enabled:
             return f"<rate of {key}>"
         return json.dumps(rate_of(_stated(key, arm), arm.last))
 
     def _needs_rate_of(self, key: str, arm: ArmConfig) -> list[str]:
-        if arm.lr_of is None or not self.config.choice.on:
+        if arm.lr_of is None or not self.config.choice.enabled:
             return []
         owner = self.find(arm.lr_of, f"arms.{key}.lr_of")
         return [f"{owner.key}/choice"] if owner.config.grid is not None else []

@@ -187,7 +187,7 @@ def _choice(folder: Path, arm: Arm, arms: Mapping[str, Arm], config: StudyConfig
     owner = arms.get(arm.config.lr_of) if arm.config.lr_of is not None else arm
     owner = owner or next((a for a in arms.values() if arm.config.lr_of in a.aliases), arm)
     path = folder / "arms" / owner.key / "choice.json"
-    if not config.choice.on or owner.config.grid is None or not path.is_file():
+    if not config.choice.enabled or owner.config.grid is None or not path.is_file():
         return None
     record = _read(path)
     chosen = record["layers"][str(owner.layer)] if owner.layer is not None else record

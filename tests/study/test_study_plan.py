@@ -9,6 +9,8 @@ import pytest
 from studies import settings
 
 from steerkit import registry
+from steerkit.commands.study import build_parser
+from steerkit.commands.study_config import read_config
 from steerkit.errors import PluginError, SteerkitError
 from steerkit.study import Item, Planner, StudyConfig, WorkList
 from steerkit.study.choice import best, choose, resolved
@@ -61,7 +63,7 @@ def test_rates_that_are_taken_or_stated():
     assert chosen["b/seed0"].needs == ["a/choice"] and "<rate of a>" in chosen["b/seed0"].argv
     assert chosen["c/seed0"].needs == [] and "0.5" in chosen["c/seed0"].argv
     assert chosen["d/seed0"].needs == ["layers/choice"] and "<rate of static_3>" in chosen["d/seed0"].argv
-    stated = {i.id: i for i in planned(arms=arms, analyses={}, choice={"on": False}).plan.items}
+    stated = {i.id: i for i in planned(arms=arms, analyses={}, choice={"enabled": False}).plan.items}
     assert sorted(stated) == ["a/seed0", "b/seed0", "c/seed0", "d/seed0", "layers/final"]
     assert '{"default": 0.2, "-1": 0.4}' in stated["b/seed0"].argv and "2.0" in stated["d/seed0"].argv
 
@@ -256,3 +258,24 @@ def test_why_reads_the_end_of_the_log(tmp_path):
     (tmp_path / "log").write_text("much\nsteerkit fit: no such thing.\n")
     assert why(tmp_path / "log", 2, False) == "steerkit fit: no such thing."
     assert why(tmp_path / "none", -9, True) == "its process ended (signal 9); exit code -9"
+
+
+@pytest.mark.parametrize("name", ["study_tiny", "study_smollm2"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_configs_that_come_with_steerkit(name, quick):
+    """They are read, planned, and each analysis has its vectors; nothing is run."""
+    path = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
+    options = build_parser().parse_args(["--config", str(path), "--out", "out", *["--quick"] * quick])
+    config = read_config(options)
+    base = Base(n_layers=6 if name == "study_tiny" else 30, parameters=10**6)
+    planner = Planner(config, Path("out"), base, Costs(base, 1e11))
+    planner.screen()
+    planner.fits()
+    add_analyses(planner)
+    items = {item.id: item for item in planner.plan.items}
+    assert set(planner.arms) >= {"base", "static_all", "full", "random_vector", "random_reward"}
+    assert all(need in items for item in items.values() for need in item.needs)
+    if name == "study_tiny":
+        assert planner.find("static_last", "").name == "static_5" and len(config.seeds) == (1 if quick else 3)
+        assert "C1" in config.claims and ("static_all/choice" in items) != quick
+        assert [one["what"] for one in planner.plan.left_out if one["what"].startswith("transfer")] or quick
