@@ -35,6 +35,8 @@ class Item:
     """What a choice chooses among."""
     state: State = "waiting"
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of the processor: more than a busy machine tells."""
     started: float | None = None
     """Unix time of its last start."""
     error: str = ""
@@ -96,7 +98,8 @@ class WorkList:
         for old in json.loads(path.read_text(encoding="utf-8"))["items"]:
             item = self.items.get(old["id"])
             if item is not None:
-                item.argv, item.error, item.seconds = old["argv"], old["error"], old["seconds"]
+                item.argv, item.error = old["argv"], old["error"]
+                item.seconds, item.cpu_seconds = old["seconds"], old["cpu_seconds"]
                 item.state = "waiting" if old["state"] == "running" else old["state"]
 
     def finished(self, item: Item, argv: Sequence[str]) -> bool:
@@ -107,12 +110,13 @@ class WorkList:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["argv"] != list(argv):
             return False
-        item.seconds = record["seconds"]
+        item.seconds, item.cpu_seconds = record["seconds"], record["cpu_seconds"]
         return True
 
     def mark(self, item: Item) -> None:
         """It is done."""
-        write_json(self.marker(item), {"id": item.id, "argv": item.argv, "seconds": item.seconds})
+        write_json(self.marker(item), {"id": item.id, "argv": item.argv, "seconds": item.seconds,
+                                        "cpu_seconds": item.cpu_seconds})  # fmt: skip
 
     def marker(self, item: Item) -> Path:
         return self.folder / "markers" / f"{item.id.replace('/', '_')}.json"
@@ -147,7 +151,7 @@ class WorkList:
 
     def save(self) -> None:
         """Rewrite ``items.json``."""
-        keys = ("id", "kind", "argv", "needs", "out", "state", "seconds", "started", "error")
+        keys = ("id", "kind", "argv", "needs", "out", "state", "seconds", "cpu_seconds", "started", "error")
         rows = [{key: getattr(item, key) for key in keys} | {"log": item.log} for item in self.items.values()]
         write_json(self.folder / FILE, {"items": rows, "sessions": self.sessions})
 

@@ -67,6 +67,7 @@ def assemble(folder: Path, config: StudyConfig, arms: Mapping[str, Arm], plan: P
         "started": work.sessions[0]["started"] if work.sessions else None,
         "seconds": round(sum(session["seconds"] for session in work.sessions), 1),
         "sessions": work.sessions,
+        "cpu_seconds": round(sum(item.cpu_seconds for item in work.items.values()), 1),
         "machine": machine(),
         "versions": versions(),
         "test": {"dataset": test, "n": len(problems), "sha": hashlib.sha256(listed.encode()).hexdigest()[:16]},
@@ -209,6 +210,7 @@ def _analyses(work: WorkList) -> list[dict[str, Any]]:
             "folder": item.out,
             "command": item.command,
             "seconds": item.seconds,
+            "cpu_seconds": item.cpu_seconds,
         }
         for item in done
     ]

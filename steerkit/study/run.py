@@ -131,7 +131,11 @@ class Runner:
         if reply is None:
             code, item.seconds = worker.exit_code or 1, round(time.time() - (item.started or time.time()), 2)
         else:
-            code, item.seconds = int(reply["code"]), float(reply["seconds"])
+            code, item.seconds, item.cpu_seconds = (
+                int(reply["code"]),
+                float(reply["seconds"]),
+                float(reply["cpu_seconds"]),
+            )
         if code == 0:
             self.work.mark(item)
             item.state = "done"

@@ -1,8 +1,8 @@
 """The worker's side: a process that imports steerkit once and runs one command after another.
 
 It reads lines of JSON from standard input (``{"id", "argv", "log"}``) and answers each on what was its standard output
-(``{"id", "code", "seconds"}``). The commands' own output goes to the log. When its input ends, its parent is gone, and
-it ends at once, in the middle of whatever it does: two processes must not work on one item.
+(``{"id", "code", "seconds", "cpu_seconds"}``). The commands' own output goes to the log. When its input ends, its
+parent is gone, and it ends at once, in the middle of whatever it does: two processes must not work on one item.
 """
 
 from __future__ import annotations
@@ -43,14 +43,20 @@ def serve(call: Call, words: Sequence[str], trusted: bool) -> None:
         with code_named_by(words, trusted):
             while True:
                 request = requests.get()
-                began = time.monotonic()
+                began, spent = time.monotonic(), _processor()
                 code = _logged(call, request["argv"], Path(request["log"]))
                 gc.collect()
-                seconds = round(time.monotonic() - began, 2)
-                replies.write(json.dumps({"id": request["id"], "code": code, "seconds": seconds}) + "\n")
+                reply = {"id": request["id"], "code": code, "seconds": round(time.monotonic() - began, 2)}
+                replies.write(json.dumps(reply | {"cpu_seconds": round(_processor() - spent, 2)}) + "\n")
                 replies.flush()
     except KeyboardInterrupt:
         os._exit(130)
+
+
+def _processor() -> float:
+    """Seconds of processor time, of this process and of those that it waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _read(source: BinaryIO, requests: queue.SimpleQueue[dict[str, Any]]) -> None:

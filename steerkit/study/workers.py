@@ -38,7 +38,7 @@ class Worker:
         """Id of what it works on."""
 
     def give(self, id_: str, argv: Sequence[str], log: Path) -> None:
-        """Let it run a command; the reply ``{"id", "code", "seconds"}`` goes to the queue, None if it ended."""
+        """Let it run a command; the reply of ``serve`` goes to the queue, None if it ended."""
         if not self.alive:
             self._start()
         assert self._process is not None and self._process.stdin is not None
