@@ -17,6 +17,10 @@ from steerkit.study.items import Item
 from steerkit.study.values import merged
 
 
+SEVERAL = {"evaluate": ("vector", "suite", "temperature", "train_data"), "analyze": ("vector",)}
+"""Verb -> options that take several words; elsewhere a list is one word of JSON."""
+
+
 @dataclass
 class Plan:
     """What will be done, and what will not."""
@@ -200,8 +204,8 @@ class Planner:
         for name, value in flags.items():
             if value is None:
                 continue
-            if isinstance(value, list) and verb != "fit" and value and not isinstance(value[0], dict | list):
-                result += [f"--{name}", *map(str, value)]  # nargs="+"
+            if isinstance(value, list) and name in SEVERAL.get(verb, ()):
+                result += [f"--{name}", *map(str, value)]
             else:
                 result += [f"--{name}", str(value) if isinstance(value, str | Path) else json.dumps(value)]
         if self.config.data_root is not None and verb != "fit":

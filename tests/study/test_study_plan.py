@@ -9,6 +9,7 @@ import pytest
 from studies import settings
 
 from steerkit import registry
+from steerkit.commands import analyze, evaluate
 from steerkit.commands.study import build_parser
 from steerkit.commands.study_config import read_config
 from steerkit.errors import PluginError, SteerkitError
@@ -279,3 +280,15 @@ def test_the_configs_that_come_with_steerkit(name, quick):
         assert planner.find("static_last", "").name == "static_5" and len(config.seeds) == (1 if quick else 3)
         assert "C1" in config.claims and ("static_all/choice" in items) != quick
         assert [one["what"] for one in planner.plan.left_out if one["what"].startswith("transfer")] or quick
+
+
+def test_lists_are_words_or_json_as_the_verbs_take_them():
+    """Held to the verbs' own parsers."""
+    options = {"variants": ["attn", "mlp"], "limit": 3}
+    planner = planned(
+        analyses={"path_patching": {"arms": ["all"], "options": options}}, screen={"temperature": [0.7, 1.0]}
+    )
+    screen, patching = planner.plan.items[0], planner.plan.items[-1]
+    assert evaluate.build_parser().parse_args(screen.argv[1:]).temperature == [0.7, 1.0]
+    parser = analyze.build_parser(registry.resolve("analyzers", "path_patching"))
+    assert parser.parse_args(patching.argv[2:]).variants == ["attn", "mlp"]
