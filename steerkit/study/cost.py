@@ -105,11 +105,11 @@ def core_speed(size: int = 768, seconds: float = 0.15) -> float:
     try:
         a = torch.ones(size, size)
         a @ a
-        count, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
+        count, began = 0, time.process_time()  # the processor's: other work on the machine does not count
+        while time.process_time() - began < seconds:
             a @ a
             count += 1
-        return 2 * size**3 * count / (time.perf_counter() - began)
+        return 2 * size**3 * count / (time.process_time() - began)
     finally:
         torch.set_num_threads(threads)
 
@@ -125,8 +125,9 @@ def describe(loaded: LoadedModel, prompt_tokens: int) -> Base:
 def memory_of(loaded: LoadedModel, config: StudyConfig, prompt_tokens: int) -> float:
     """Bytes of one worker in the largest of its fits: the doctor's estimate, the process, what full fine-tuning
     keeps."""
-    from steerkit.doctor.memory import Batch, measure
+    from steerkit.doctor.memory import HEAP, Batch, measure
     from steerkit.doctor.subject import Subject
+    from steerkit.training.memory import budget_bytes
 
     base = describe(loaded, prompt_tokens)
     subject = Subject(loaded.base, loaded.tokenizer)
@@ -148,5 +149,10 @@ def memory_of(loaded: LoadedModel, config: StudyConfig, prompt_tokens: int) -> f
         name = intervention.get("name") if isinstance(intervention, dict) else intervention
         # Gradient, two moments, and the base's own weights kept aside.
         trained = 4 * base.parameters * 4 if name == "full" else 0
-        peak = max(peak, *(sum(parts.values()) + trained for parts in (costs.sampling(batch), costs.update(batch))))
+        update = costs.update(batch)
+        budget = budget_bytes(model.get("memory_budget"), loaded.base.device)
+        update["activations"] = min(update["activations"], budget)  # smaller micro-batches keep to it
+        if costs.on_cpu:
+            update["allocator"] = HEAP * (update["activations"] + update["logits"])
+        peak = max(peak, *(sum(parts.values()) + trained for parts in (costs.sampling(batch), update)))
     return peak + PROCESS

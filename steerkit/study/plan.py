@@ -16,7 +16,6 @@ from steerkit.study.cost import Base, Costs, fit_config
 from steerkit.study.items import Item
 from steerkit.study.values import merged
 
-
 SEVERAL = {"evaluate": ("vector", "suite", "temperature", "train_data"), "analyze": ("vector",)}
 """Verb -> options that take several words; elsewhere a list is one word of JSON."""
 

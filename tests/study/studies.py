@@ -54,7 +54,7 @@ def write(folder: Path, **changes: Any) -> Path:
     if not (folder / "model").is_dir():
         checkpoint(folder / "model")
         (folder / "rewards.py").write_text(REWARDS)
-    (folder / "study.yaml").write_text(yaml.safe_dump(settings(**changes)))
+    (folder / "study.yaml").write_text(yaml.safe_dump(settings(**changes), sort_keys=False))
     return folder
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,30 +18,34 @@ from steerkit.cli import main
 from steerkit.vectors import SteeringVector
 
 
-def record(folder: Path, out: str = "out") -> dict:
-    return json.loads((folder / out / "results.json").read_text())
+def record(folder: Path) -> dict:
+    return json.loads((folder / "out" / "results.json").read_text())
 
 
-def numbers(folder: Path, arms: Iterable[str]) -> list:
-    """What a study found of some arms, without what a clock measured."""
-    found = [arm for arm in record(folder)["arms"] if arm["arm"] in arms]
-    rows = [{k: v for k, v in arm.items() if k not in ("step_seconds", "runs")} for arm in found]
-    samples = pq.read_table(folder / "out" / "samples.parquet").to_pylist()
-    vectors = [SteeringVector.from_pretrained(folder / "out" / "arms/all/seed0/vector").digest()]
-    return [rows, vectors, [sample for sample in samples if sample["arm"] in arms]]
+def markers(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "out/markers").iterdir()}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A study that was left alone, but for one command that fails: a gate that there is not."""
+    """(folder, exit code, markers at the kill) of a study that was killed in the middle of its second fit and gone on
+    with; one of its arms is a mistake.
+    """
     folder = write(tmp_path_factory.mktemp("whole"), **with_a_mistake())
     before = Path.cwd()
     os.chdir(folder)
     try:
-        code = study()
+        words = ["study", "--config", "study.yaml", "--out", "out", "--workers", "1", "--allow_code"]
+        process = subprocess.Popen([sys.executable, "-m", "steerkit", *words], stdout=subprocess.DEVNULL)
+        checkpoints = folder / "out/arms/all/choose/0.2/checkpoints"
+        while not (checkpoints.is_dir() and any(checkpoints.iterdir())) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        done = markers(folder)
+        yield folder, study(), done
     finally:
         os.chdir(before)
-    return folder, code
 
 
 def with_a_mistake() -> dict:
@@ -52,7 +55,7 @@ def with_a_mistake() -> dict:
 
 
 def test_it_runs_to_the_end(whole):
-    folder, code = whole
+    folder, code, _ = whole
     found = record(folder)
     assert code == 1  # something failed
     assert [arm["arm"] for arm in found["arms"]] == ["base", "all", "random_vector", "static_0", "static_2"]
@@ -77,7 +80,7 @@ def test_it_runs_to_the_end(whole):
 
 
 def test_the_samples_are_those_of_the_fits(whole):
-    folder, _ = whole
+    folder, *_ = whole
     rows = pq.read_table(folder / "out" / "samples.parquet").to_pylist()
     assert len(rows) == 5 * 4 * 2  # arms, problems, temperatures
     own = pq.read_table(folder / "out/arms/all/seed0/samples.parquet").to_pylist()
@@ -92,39 +95,33 @@ def test_the_samples_are_those_of_the_fits(whole):
 
 
 def test_a_finished_study_does_nothing_again(whole, monkeypatch, capsys):
-    folder, _ = whole
+    folder, *_ = whole
     monkeypatch.chdir(folder)
-    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("markers/*")}
+    before = markers(folder)
     runs = {path: path.stat().st_mtime_ns for path in (folder / "out/arms").rglob("results.json")}
     assert main(["study", "--out", "out", "--report_only"]) == 2  # the config names code
     assert "--allow_code" in capsys.readouterr().err
     assert main(["study", "--out", "out", "--report_only", "--allow_code"]) == 0
     assert "Failed: broken/seed0" in capsys.readouterr().out
-    for path, when in {**before, **runs}.items():
-        assert path.stat().st_mtime_ns == when
+    assert markers(folder) == before
+    assert runs == {path: path.stat().st_mtime_ns for path in runs}
 
 
-def test_killed_and_gone_on_with(whole, tmp_path, monkeypatch):
-    """SIGKILL in the middle of a fit; its worker ends with it; the same command ends where the other study ended."""
-    arms = {name: arm for name, arm in settings()["arms"].items() if name != "layers"}
-    folder = write(tmp_path, arms=arms, analyses={})
-    monkeypatch.chdir(folder)
-    words = ["study", "--config", "study.yaml", "--out", "out", "--workers", "1", "--allow_code"]
-    process = subprocess.Popen([sys.executable, "-m", "steerkit", *words], stdout=subprocess.DEVNULL)
-    checkpoint = folder / "out/arms/all/seed0/checkpoints"
-    until = time.monotonic() + 200
-    while not (checkpoint.is_dir() and any(checkpoint.iterdir())) and time.monotonic() < until:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert checkpoint.is_dir() and not (folder / "out/results.json").exists()
-    done = {path.name for path in (folder / "out/markers").iterdir()}
-    assert "all_choose_0.1.json" in done and "all_seed0.json" not in done
-    stamps = {name: (folder / "out/markers" / name).stat().st_mtime_ns for name in done}
-    assert study() == 0
-    assert numbers(folder, arms) == numbers(whole[0], arms)
-    assert {name: (folder / "out/markers" / name).stat().st_mtime_ns for name in done} == stamps
-    assert len(record(folder)["sessions"]) == 2
+def test_killed_and_gone_on_with(whole):
+    """What was done is not done again; the fit that was cut ends where its command ends when it is typed by hand."""
+    folder, _, done = whole
+    assert "all_choose_0.1.json" in done and "all_choose_0.2.json" not in done
+    assert done.items() <= markers(folder).items() and len(record(folder)["sessions"]) == 2
+    cut = next(
+        one for one in json.loads((folder / "out/items.json").read_text())["items"] if one["id"] == "all/choose/0.2"
+    )
+    byhand = [word if word != "out/arms/all/choose/0.2" else "byhand" for word in cut["argv"]]
+    assert "--ckpt_path" not in byhand and main(byhand) == 0
+    first, second = (folder / place for place in ("out/arms/all/choose/0.2", "byhand"))
+    vectors = [SteeringVector.from_pretrained(place / "vector") for place in (first, second)]
+    assert vectors[0].digest() == vectors[1].digest() and vectors[0].norm() > 0
+    samples = [pq.read_table(place / "samples.parquet").to_pylist() for place in (first, second)]
+    assert samples[0] == samples[1]
 
 
 def test_dry_run_starts_nothing(tmp_path, monkeypatch, capsys):
@@ -145,8 +142,8 @@ def test_dry_run_starts_nothing(tmp_path, monkeypatch, capsys):
         ({"base": "modl"}, "modl"),
         ({"fit": {"model": {"max_tokns": 4}}}, "all/choose/0.1: There is no setting"),
         ({"analyses": {"geometry": {"arms": ["all"], "options": {"control": 3}}}}, "Did you mean '--controls'"),
-        ({"analyses": {"geometry": {"arms": ["all"], "options": {"controls": 1}}}}, "controls must be at least 2"),
         ({"fit": {"data": {"dataset": "arithmetics"}}}, "arithmetics"),
+        ({"choice": {"enabld": False}}, "choice: There is no setting"),
         ({"quick_changes": {"arms": {"all": {"grd": [1.0]}}}}, "Did you mean 'grid'"),
     ],
 )
@@ -160,7 +157,7 @@ def test_mistakes_are_one_line(tmp_path_factory, monkeypatch, capsys, changes, m
 
 
 def test_one_folder_is_one_study(whole, monkeypatch, capsys):
-    folder, _ = whole
+    folder, *_ = whole
     monkeypatch.chdir(folder)
     write(folder, **with_a_mistake(), temperatures=[1.0])
     assert study() == 2
