@@ -80,7 +80,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         each = memory_of(loaded, config, prompt_tokens)
         print(f"Memory: about {size(each)} a worker, {size(workers * each)} for {workers}.")
         return 0
-    if options.restart:
+    if options.restart and out.is_dir():
+        with _alone(out):
+            pass  # nobody works there
         set_aside(out)
     ensure_folder(out)
     with _alone(out):
