@@ -74,7 +74,7 @@ class WorkList:
         self.folder = folder
         self.items = {item.id: item for item in items}
         self.sessions: list[dict[str, Any]] = [dict(session) for session in sessions]
-        """``{"started": Unix time, "seconds": ...}`` of each time the study was worked on."""
+        """``{"started": Unix time, "seconds", "threads": of a process}`` of each time the study was worked on."""
 
     @classmethod
     def open(cls, folder: Path, items: Iterable[Item]) -> WorkList:

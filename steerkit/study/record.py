@@ -68,7 +68,7 @@ def assemble(folder: Path, config: StudyConfig, arms: Mapping[str, Arm], plan: P
         "seconds": round(sum(session["seconds"] for session in work.sessions), 1),
         "sessions": work.sessions,
         "cpu_seconds": round(sum(item.cpu_seconds for item in work.items.values()), 1),
-        "machine": machine(),
+        "machine": machine() | {"threads": work.sessions[-1]["threads"] if work.sessions else None},
         "versions": versions(),
         "test": {"dataset": test, "n": len(problems), "sha": hashlib.sha256(listed.encode()).hexdigest()[:16]},
         "temperatures": config.temperatures,

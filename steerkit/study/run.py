@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import threading
@@ -38,7 +39,8 @@ class Runner:
                  say: Say, boot: str = BOOT) -> None:  # fmt: skip
         self.work, self.arms, self.say = work, arms, say
         self._replies: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]] = queue.SimpleQueue()
-        self.workers = [Worker(self._replies, words, threads, boot) for _ in range(workers)]
+        self.threads = int(os.environ.get("OMP_NUM_THREADS") or threads)
+        self.workers = [Worker(self._replies, words, self.threads, boot) for _ in range(workers)]
 
     def run(self) -> None:
         """Do what can be done.
@@ -47,7 +49,7 @@ class Runner:
             Stopped: by Ctrl-C or SIGTERM; the commands that were running have saved what they had.
         """
         began = time.monotonic()
-        session = {"started": round(time.time(), 1), "seconds": 0.0}
+        session = {"started": round(time.time(), 1), "seconds": 0.0, "threads": self.threads}
         self.work.sessions.append(session)
         with _signals():
             try:

@@ -22,7 +22,6 @@ BOOT = (
     "serve(main, given['words'], given['trusted'])"
 )
 """What a process runs."""
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PATIENCE = 30.0
 """Seconds that an interrupted command has to save what it has."""
 
@@ -57,7 +56,9 @@ class Worker:
             [sys.executable, "-c", self._boot, json.dumps(given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**dict.fromkeys(_THREADS, str(self._threads)), **os.environ},  # what the user set stands
+            # Nothing else is set, for MKL's own variable would go over this one: the
+            # numbers depend on the threads, and the command typed by hand must give the same.
+            env={**os.environ, "OMP_NUM_THREADS": str(self._threads)},
             start_new_session=True,  # Ctrl-C in the terminal is for the parent, which passes it on once
         )
         threading.Thread(target=self._pump, args=(self._process,), daemon=True).start()

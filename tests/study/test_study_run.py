@@ -143,7 +143,7 @@ def test_dry_run_starts_nothing(tmp_path, monkeypatch, capsys):
         ({"fit": {"model": {"max_tokns": 4}}}, "all/choose/0.1: There is no setting"),
         ({"analyses": {"geometry": {"arms": ["all"], "options": {"control": 3}}}}, "Did you mean '--controls'"),
         ({"fit": {"data": {"dataset": "arithmetics"}}}, "arithmetics"),
-        ({"choice": {"enabld": False}}, "choice: There is no setting"),
+        ({"choice": {"enabld": False}}, "Did you mean 'choice.enabled'"),
         ({"quick_changes": {"arms": {"all": {"grd": [1.0]}}}}, "Did you mean 'grid'"),
     ],
 )
