@@ -39,7 +39,7 @@ class Runner:
                  say: Say, boot: str = BOOT) -> None:  # fmt: skip
         self.work, self.arms, self.say = work, arms, say
         self._replies: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]] = queue.SimpleQueue()
-        self.threads = int(os.environ.get("OMP_NUM_THREADS") or threads)
+        self.threads = int((os.environ.get("OMP_NUM_THREADS") or str(threads)).split(",")[0])
         self.workers = [Worker(self._replies, words, self.threads, boot) for _ in range(workers)]
 
     def run(self) -> None:
