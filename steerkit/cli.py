@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": ("steerkit.commands.evaluate", "accuracy of a model and its vectors, with intervals"),
     "compare": ("steerkit.commands.compare", "paired difference of two evaluations, and the samples that flipped"),
     "analyze": ("steerkit.commands.analyze", "what a vector does inside a model: logit lens, persistence, geometry..."),
+    "study": ("steerkit.commands.study", "the whole study: arms, controls, analyses, verdicts and a report"),
     "extract": ("steerkit.commands.extract", "contrastive mean difference: a vector without training, for comparison"),
     "export": ("steerkit.commands.export", "a vector for another engine: folded checkpoint, gguf, peft"),
     "verify": ("steerkit.commands.verify", "judge answers from a file: verdicts, agreement, faults, rate"),

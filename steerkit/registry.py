@@ -37,7 +37,8 @@ KINDS = (
 """The plugin kinds; the entry-point group of a kind is ``steerkit.<kind>``."""
 
 
-_typed: tuple[str, ...] | None = None
+_typed: tuple[tuple[str, ...], ...] = ()
+"""Command lines of the open ``code_named_by`` blocks, the outer one first."""
 _trusted = False
 
 
@@ -47,7 +48,8 @@ def code_named_by(words: Sequence[str], trusted: bool = False) -> Iterator[None]
     given comes from files (configs, vectors, results), and a stranger's file must not choose what is run.
 
     Installed plugins are always found by their names. Outside such a block everything is resolved: there a program
-    calls, which could import the code itself.
+    calls, which could import the code itself. A block inside another (a command that a study calls) can only take
+    away: both must name the code.
 
     Args:
         words: the command line.
@@ -55,7 +57,7 @@ def code_named_by(words: Sequence[str], trusted: bool = False) -> Iterator[None]
     """
     global _typed, _trusted
     before = _typed, _trusted
-    _typed, _trusted = tuple(words), trusted
+    _typed, _trusted = (*_typed, tuple(words)), trusted and (_trusted or not _typed)
     try:
         yield
     finally:
@@ -73,9 +75,9 @@ def may_import(spec: str, from_file: bool = False) -> bool:
     Args:
         from_file: ``spec`` is known to stand in a file; outside of ``code_named_by`` that alone says no.
     """
-    if _typed is None:
+    if not _typed:
         return not from_file
-    return _trusted or any(spec in word for word in _typed)
+    return _trusted or all(any(spec in word for word in words) for words in _typed)
 
 
 def refuse_code(spec: str, place: str) -> PluginError:

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": UPPER,
     "analysis": UPPER,
     "exporters": UPPER,
-    "study": STUDY,
+    "study": STUDY | {"doctor"},  # its memory estimate
     "doctor": ROLLOUTS | {"rollouts", "testing"},
     # cli.py dispatches, commands/ holds one file a verb: one room in two places.
     "commands": STUDY | {"study", "doctor", "testing", "__init__"},

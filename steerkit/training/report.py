@@ -34,7 +34,7 @@ class ReportConfig:
         temperatures: 0 is greedy.
         k: samples a problem at temperatures above 0.
         openings: candidates for ``prefix``: the base's likeliest first tokens.
-        seed: of the samples and the random vector.
+        seed: of the samples; of the random vector with the training seed added, so that each run has its own.
         split: of the problems. Choose settings on ``validation``, and use ``test`` once.
     """
 
@@ -97,7 +97,11 @@ def final_report(
             if not vectors:
                 log.warning("No random row: %s is no vector.", module.intervention_name)
             arms += [
-                Arm(_named("random", member), vector.random_like(config.seed), facts={"sweep": dict(member.axes)})
+                Arm(
+                    _named("random", member),
+                    vector.random_like(config.seed + member.seed),
+                    facts={"sweep": dict(member.axes)},
+                )
                 for member, vector in zip(module.members, vectors, strict=bool(vectors))
             ]
         else:

@@ -1,0 +1,112 @@
+"""What is looked at before a study begins: rules, base, data, and each command by its own parser."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from steerkit import registry
+from steerkit.commands.study_config import CONFIG
+from steerkit.errors import SteerkitError
+from steerkit.files import write_text
+from steerkit.study.config import StudyConfig
+
+if TYPE_CHECKING:
+    from steerkit.models import LoadedModel
+    from steerkit.study.plan import Plan, Planner
+
+
+def check_rules(config: StudyConfig) -> None:
+    """Before anything is run: a rule with a mistake is no rule."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    if config.claims and find_spec("steerkit.study.claims") is not None:
+        import_module("steerkit.study.claims").parse_rules(config.claims)
+
+
+def base_and_data(config: StudyConfig) -> tuple[LoadedModel, int]:
+    """The base and the mean length of training prompts; a mistake in either shows now."""
+    from steerkit.commands.evaluate import default_device
+    from steerkit.datasets import PromptTemplate, open_dataset
+    from steerkit.models import load_model
+
+    data, model = config.fit.get("data", {}), config.fit.get("model", {})
+    source = open_dataset(data.get("dataset", "arithmetic"), config.data_root)
+    examples = {split: source.load(split) for split in ("train", "validation")}
+    test = data.get("test_dataset")
+    examples["test"] = (source if test is None else open_dataset(test, config.data_root)).load("test")
+    for split, found in examples.items():
+        if not found:
+            raise SteerkitError(f"The {split} split of the study's data is empty.")
+    loaded = load_model(config.base, dtype=model.get("dtype", "auto"), device=default_device())
+    template = PromptTemplate.from_dict(model.get("template") or {})
+    shown = [template.render(loaded.tokenizer, example) for example in examples["train"][:16]]
+    lengths = [len(template.encode(loaded.tokenizer, text)) for text in shown]
+    return loaded, round(sum(lengths) / len(lengths))
+
+
+def make_planner(config: StudyConfig, out: Path, loaded: LoadedModel, prompt_tokens: int) -> Planner:
+    """The plan of a study in ``out``."""
+    from steerkit.study.cost import Costs, core_speed, describe
+    from steerkit.study.plan import Planner
+    from steerkit.study.plan_analyses import add_analyses
+
+    base = describe(loaded, prompt_tokens)
+    planner = Planner(config, out, base, Costs(base, core_speed()))
+    planner.screen()
+    planner.fits()
+    add_analyses(planner)
+    return planner
+
+
+def check_commands(config: StudyConfig, loaded: LoadedModel, prompt_tokens: int) -> None:
+    """Let the verbs' own parsers read each command once, so that a typo shows before an hour of work.
+
+    Raises:
+        SteerkitError: the verb's own line.
+    """
+    from steerkit.commands import analyze, train
+
+    with tempfile.TemporaryDirectory() as name:
+        planner = make_planner(config, Path(name), loaded, prompt_tokens)
+        write_files(Path(name), config, planner.plan)
+        seen = set()
+        for item in planner.plan.items:
+            arm = item.id.split("/")[0]
+            try:
+                if item.kind == "analyze":
+                    target = registry.resolve("analyzers", item.argv[1])
+                    words = [word for word in item.argv[2:] if word != "--allow_code"]
+                    parsed = analyze.build_parser(target).parse_args(words)
+                    registry.instantiate(
+                        target, {f.name: parsed[f.name] for f in dataclasses.fields(target)}, target.name
+                    )
+                elif item.kind in ("fit", "sweep") and arm not in seen:
+                    seen.add(arm)
+                    words = [_readable(word) for word in item.argv[1:] if word != "--allow_code"]
+                    with redirect_stdout(io.StringIO()):
+                        train.run("fit", [*words, "--print_config"])
+            except SteerkitError as error:
+                raise SteerkitError(f"{item.id}: {error}") from None
+            except SystemExit:
+                pass  # --print_config ends this way
+
+
+def _readable(word: str) -> str:
+    """A number in the place of a rate that is not chosen yet."""
+    return "0.1" if word.startswith("<rate of ") else word
+
+
+def write_files(out: Path, config: StudyConfig, plan: Plan) -> None:
+    """The config as run, and the files that the commands read."""
+    for name, content in {CONFIG: config.record(), **plan.files}.items():
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+        if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != text:
+            write_text(out / name, text)
