@@ -10,6 +10,7 @@ import logging
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -39,7 +40,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
-def _there(entry):  # noqa: ANN001, ANN202
+def _there(entry: Any) -> Any:
     if isinstance(entry, dict):
         ((title, value),) = entry.items()
         kept = _there(value)
