@@ -64,14 +64,18 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """README, docs, and the READMEs of plugins and benchmarks."""
+    """README, docs but for reports that a command wrote, and the READMEs of plugins and benchmarks."""
+    docs = [page for page in (ROOT / "docs").rglob("*.md") if not page.match("docs/results/*/*.md")]
     others = [*sorted((ROOT / "plugins").glob("*/README.md")), ROOT / "benchmarks" / "README.md"]
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *others]
+    return [ROOT / "README.md", *sorted(docs), *others]
 
 
 def blocks() -> list[Block]:
-    """All blocks, page by page."""
+    """All blocks, page by page; and of each config the command that its first lines name."""
     found = []
+    for config in [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "plugins").glob("*/*.yaml")]:
+        lines = [line[2:] for line in config.read_text(encoding="utf-8").splitlines() if line.startswith("# steerkit ")]
+        found.append(Block(config.relative_to(ROOT).as_posix(), "sh", "\n".join(lines)))
     for page in pages():
         name = page.relative_to(ROOT).as_posix()
         found += [Block(name, *match) for match in _BLOCK.findall(page.read_text(encoding="utf-8"))]
