@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,8 +60,8 @@ class Block:
             lines = [line[2:] for line in lines if line.startswith("$ ")]
         elif self.language != "sh":
             return []
-        parts = [part.strip() for line in lines for part in line.split(" && ")]
-        return [part for part in parts if shlex.split(part, comments=True)]
+        bare = [re.sub(r"(^|\s+)# .*", "", line) for line in lines]
+        return [part.strip() for line in bare for part in line.split(" && ") if part.strip()]
 
 
 def pages() -> list[Path]:
@@ -84,8 +85,7 @@ def blocks() -> list[Block]:
 
 def words(command: str) -> list[str]:
     """A command's words, placeholders filled in."""
-    split = shlex.split(command, comments=True)
-    return [PLACEHOLDERS.get(word, word) for word in split]
+    return [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
 
 
 def write_files(found: list[Block], folder: Path) -> None:
@@ -103,11 +103,21 @@ def fill(folder: Path, vectors: bool = True) -> None:
         (folder / name).symlink_to(ROOT / name)
     for place, vector in _vectors() if vectors else ():
         vector.save_pretrained(folder / "runs" / place / "vector")
-    (folder / "data").mkdir()
     for name in SETS:
-        rows = [{"id": f"{name}-{k}", "problem": f"What is {k} + 1?", "answer": str(k + 1)} for k in range(2)]
-        (folder / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _write_rows(folder / "data" / f"{name}.jsonl", _problems(2))
+    _write_rows(folder / "problems.jsonl", _problems(40))
+    fault: dict[str, Any] = {"gold": "1", "completion": "\\boxed{1}", "reason": "timeout", "verifier": "math", "cut": 0}
+    _write_rows(folder / "runs" / "latest" / "faults.jsonl", [fault])
     shutil.copytree(registry.resolve("models", "tiny-reasoner")(), folder / "siblings" / "seed1")
+
+
+def _problems(n: int) -> list[dict[str, Any]]:
+    return [{"id": str(k), "problem": f"What is {k} + 1?", "answer": str(k + 1)} for k in range(n)]
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _vectors() -> Iterator[tuple[str, SteeringVector]]:

@@ -15,6 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from documentation import LANGUAGES, ROOT, Block, blocks, fill, words, write_files
@@ -141,18 +142,22 @@ def folder(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return place
 
 
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # of PEFT, which docs/exporters.md tells of
 @pytest.mark.parametrize("page", RUN_PAGES)
-def test_a_page_runs(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_runs(
+    page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_files(of(page), folder)
-    names: dict[str, object] = {"__name__": "__docs__"}
+    module = ModuleType("a_page")  # a dataclass looks its module up
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in of(page):
         if block.language == "python" and block.file is None:
-            exec(compile(block.text, page, "exec"), names)  # the page's own words
+            exec(compile(block.text, page, "exec"), vars(module))
         for command in block.commands if block.language == "sh" else []:
             run(command, folder, capsys)
-    for name, check in names.items():
+    for name, check in list(vars(module).items()):
         if name.startswith("test_"):
-            check()  # type: ignore[operator]
+            check()
 
 
 def run(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
