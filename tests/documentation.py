@@ -61,7 +61,7 @@ class Block:
         elif self.language != "sh":
             return []
         bare = [re.sub(r"(^|\s+)# .*", "", line) for line in lines]
-        return [part.strip() for line in bare for part in line.split(" && ") if part.strip()]
+        return [" ".join(part.split()) for line in bare for part in line.split(" && ") if part.strip()]
 
 
 def pages() -> list[Path]:
@@ -97,10 +97,15 @@ def write_files(found: list[Block], folder: Path) -> None:
             path.write_text(re.sub(r"\bMODEL\b", PLACEHOLDERS["MODEL"], block.text), encoding="utf-8")
 
 
-def fill(folder: Path, vectors: bool = True) -> None:
-    """What a reader has who comes to a page: the repository's configs, vectors, benchmark sets, a second model."""
+def link_repository(folder: Path) -> None:
+    """The configs and plugins of the repository, as from its root."""
     for name in ("configs", "plugins"):
         (folder / name).symlink_to(ROOT / name)
+
+
+def fill(folder: Path, vectors: bool = True) -> None:
+    """What a reader has who comes to a page: the repository's configs, vectors, benchmark sets, a second model."""
+    link_repository(folder)
     for place, vector in _vectors() if vectors else ():
         vector.save_pretrained(folder / "runs" / place / "vector")
     for name in SETS:

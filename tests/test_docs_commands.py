@@ -1,14 +1,13 @@
 """The commands and Python blocks of README.md and docs/: run, but smaller, or parsed.
 
-The blocks of a page that a reader works through are run in order, in a folder of its own that begins with what
-``documentation.fill`` puts there. ``steerkit`` commands run in this process with ``SMALLER`` behind them;
+The blocks of a page that a reader works through are run in order, each command once, in one folder that begins with
+what ``documentation.fill`` puts there. ``steerkit`` commands run in this process with ``SMALLER`` behind them;
 ``PARSED_ONLY`` says which are not run, and why. ``docs/plugins.md`` is run word for word by test_plugin_docs.py.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from documentation import LANGUAGES, ROOT, Block, blocks, fill, words, write_files
+from documentation import LANGUAGES, ROOT, Block, blocks, fill, link_repository, words, write_files
 
 from steerkit import registry
 from steerkit.cli import VERBS, main
@@ -39,9 +38,7 @@ NOT_OURS = {
     r"make (test|bench|docs)$": "the target is there; make test runs this file",
     r"source ": "the shell's",
     r"(llama/bin/)?pip install ": "installs; the paths and extras that it names are there",
-    r"python -m venv ": "needs no test",
-    r"python -m pytest ": "the path is there",
-    r"python -m steerkit\.zoo\.build ": "15 minutes; tests/zoo tests its parts",
+    r"python -m (venv|pytest|steerkit\.zoo\.build) ": "module and paths are there; tests/zoo builds a smaller model",
     r"python benchmarks/": "minutes to hours; its options are in its source",
     r"(vllm|llama-cli|hf) ": "another program, which need not be here",
 }
@@ -67,6 +64,8 @@ SMALLER = {
 }
 """Verb, or verb and name -> options that make it small; the last of an option counts."""
 
+MISTAKES = "docs/errors.md"
+"""Its transcript shows a mistake."""
 BLOCKS = blocks()
 PAGES = sorted({block.page for block in BLOCKS})
 RUN_PAGES = [page for page in PAGES if page.startswith(RUN)]
@@ -127,26 +126,32 @@ def check_other(command: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every page's folder begins with."""
-    folder = tmp_path_factory.mktemp("shelf")
-    fill(folder)
-    return folder
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """The folder, and the commands that have run in it."""
+    place = tmp_path_factory.mktemp("workplace")
+    fill(place)
+    return place, set()
 
 
 @pytest.fixture
-def folder(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "work"
-    shutil.copytree(shelf, place, symlinks=True)
-    monkeypatch.chdir(place)
-    return place
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for parsing: the configs that commands name are there."""
+    link_repository(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # of PEFT, which docs/exporters.md tells of
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT's way to ask
 @pytest.mark.parametrize("page", RUN_PAGES)
 def test_a_page_runs(
-    page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    workplace: tuple[Path, set[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    folder, done = workplace
+    monkeypatch.chdir(folder)
     write_files(of(page), folder)
     module = ModuleType("a_page")  # a dataclass looks its module up
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -154,7 +159,9 @@ def test_a_page_runs(
         if block.language == "python" and block.file is None:
             exec(compile(block.text, page, "exec"), vars(module))
         for command in block.commands if block.language == "sh" else []:
-            run(command, folder, capsys)
+            if command not in done:
+                run(command, folder, capsys)
+                done.add(command)
     if page == "docs/analyzers/README.md":  # its test is the whole contract, half a minute; one run here
         loaded, vector, examples = (vars(module)[name] for name in ("loaded", "vector", "examples"))
         found = module.Shift(controls=2).run(loaded, {"v": vector}, examples[:2], engine="batched")
@@ -193,7 +200,7 @@ def test_a_page_parses(page: str, folder: Path, capsys: pytest.CaptureFixture[st
         elif block.language == "yaml":
             fragments.append(folder / f"block{number}.yaml")
             fragments[-1].write_text(block.text)
-        if block.language == "console" or page not in RUN_PAGES:
+        if page != MISTAKES and (block.language == "console" or page not in RUN_PAGES):
             for command in dict.fromkeys(block.commands):
                 arguments = words(command)
                 if arguments[0] == "steerkit":
@@ -203,6 +210,13 @@ def test_a_page_parses(page: str, folder: Path, capsys: pytest.CaptureFixture[st
     if fragments:  # each must be a valid config: an unknown key in any of them is refused
         parse(["fit", *(word for path in fragments for word in ("--config", str(path)))])
     capsys.readouterr()
+
+
+def test_a_mistake_is_answered_as_the_page_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in of(MISTAKES) if block.language == "console"]
+    (command,) = block.commands
+    assert main(words(command)[1:]) == 2
+    assert capsys.readouterr().err == block.text.partition("\n")[2]
 
 
 def test_the_tables_say_what_is_there() -> None:

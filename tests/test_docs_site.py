@@ -53,7 +53,7 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
 
 def test_the_tutorial_is_a_page(site: Path) -> None:
     page = (site / "tutorial" / "index.html").read_text(encoding="utf-8")
-    assert "<h1" in page and "SteeringVector" in page and "# %%" not in page
+    assert "<h1" in page and "SteeringVector" in page and "[markdown]" not in page
 
 
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
