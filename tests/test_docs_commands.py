@@ -29,6 +29,7 @@ PARSED_ONLY = {
     r"--trainer\.strategy": "starts two processes, as tests/training/test_distributed.py does",
     r"--protocol sinii2025": "reads its sets from the hub",
     r"--device cuda": "needs a GPU",
+    r"tiny_(middle|last)\.yaml .*--run_dir runs/(first|middle|penultimate|last)": "two of the six like it are run",
     r"configs/tiny_sweep\.yaml$": "18 policies are too many for a test; its page has a smaller one",
 }
 """Regular expression of a steerkit command on a page that is run -> why it is not."""
@@ -44,7 +45,7 @@ NOT_OURS = {
 }
 """Regular expression of another command that is not run -> why. What is in neither table is run by the shell."""
 FIT = "--trainer.max_steps 1 --trainer.accelerator cpu --trainer.enable_progress_bar false --samples_every 0"
-FIT += " --data.prompts_per_step 2 --data.n_validation 2 --data.n_test 2 --report.k 1 --report.openings 1"
+FIT += " --data.prompts_per_step 2 --data.n_validation 2 --data.n_test 2 --report.k 1 --report.openings 1 --report.temperatures [1.0]"
 FIT += " --model.samples_per_prompt 8 --model.max_tokens 24 --model.warmup_steps 0"
 SMALLER = {
     "fit": FIT,
