@@ -45,8 +45,8 @@ NOT_OURS = {
 }
 """Regular expression of another command that is not run -> why. What is in neither table is run by the shell."""
 FIT = "--trainer.max_steps 1 --trainer.accelerator cpu --trainer.enable_progress_bar false --samples_every 0"
-FIT += " --data.prompts_per_step 2 --data.n_validation 2 --data.n_test 2 --report.k 1 --report.openings 1 --report.temperatures [1.0]"
-FIT += " --model.samples_per_prompt 8 --model.max_tokens 24 --model.warmup_steps 0"
+FIT += " --data.prompts_per_step 2 --data.n_validation 2 --data.n_test 2 --report.k 1 --report.openings 1"
+FIT += " --report.temperatures [1.0] --model.samples_per_prompt 8 --model.max_tokens 24 --model.warmup_steps 0"
 SMALLER = {
     "fit": FIT,
     "evaluate": "--limit 2 --max_tokens 8 --k 2",
