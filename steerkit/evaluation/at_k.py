@@ -53,7 +53,7 @@ def maj_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike) -> NDA
     on a random number. No vote at all is wrong; a problem whose samples are all faults is NaN.
 
     Args:
-        answers: [N][K] the answer's text in each completion; None or an empty text is no answer.
+        answers: ``[N][K]`` the answer's text in each completion; None or an empty text is no answer.
         correct: [N, K] bool or 0/1; NaN marks a fault.
 
     Raises:

@@ -82,7 +82,7 @@ class MajAtK(MeanOverProblems):
     """Share of problems whose most frequent answer is right (``at_k.maj_at_k``; a tie counts as its share)."""
 
     def update(self, answers: Sequence[Sequence[str | None]], correct: Tensor) -> None:
-        """Adds N problems: [N][K] answer texts and their [N, K] verdicts."""
+        """Adds N problems: ``[N][K]`` answer texts and their [N, K] verdicts."""
         self.add(maj_at_k(answers, _table(correct)))
 
 

@@ -20,7 +20,7 @@ _VALUES = {"correct": 1.0, "wrong": 0.0, "fault": np.nan}
 
 
 def judge_groups(judge: Verifiable, groups: Sequence[RolloutGroup]) -> list[list[Verdict]]:
-    """[N][K] verdicts, by the same path as the training reward."""
+    """``[N][K]`` verdicts, by the same path as the training reward."""
     flat = [(group, rollout) for group in groups for rollout in group.rollouts]
     verdicts = judge.verdicts(
         [rollout.text for _, rollout in flat],

@@ -24,7 +24,7 @@ def mask_positions(
 
     Args:
         lengths: [B] tokens of each prompt.
-        segments: [B][P] the segment of each token, for masks that name one.
+        segments: ``[B][P]`` the segment of each token, for masks that name one.
     """
     if mask.everywhere:
         return None

@@ -29,7 +29,7 @@ class RubricScores:
     valid: torch.Tensor
     """[G, K] bool: False where the sample must leave its group."""
     verdicts: list[list[Verdict]] | None
-    """[G][K] verdicts of the first reward that has any (``verifiable``), else None."""
+    """``[G][K]`` verdicts of the first reward that has any (``verifiable``), else None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,13 +27,13 @@ class Branches:
     prompt: Sequence[int]
     """[P], at least one token."""
     completions: Sequence[Sequence[int]]
-    """[K][T], each at least one token."""
+    """``[K][T]``, each at least one token."""
     segments: Sequence[str] = ()
     """[P] the segment of each prompt token, for token masks that name one."""
     stream: Tensor | None = None
     """[P, D] the residual stream that the rollout kept (``rollouts.suffix``)."""
     streams: Sequence[Tensor] = ()
-    """[K][T - 1, D] that of the completions; empty if it was not kept."""
+    """``[K][T - 1, D]`` that of the completions; empty if it was not kept."""
     layer: int | None = None
     """The block that the streams left; None if they were not kept."""
     policy: int = 0

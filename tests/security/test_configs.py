@@ -100,6 +100,12 @@ def test_code_in_a_file_that_the_config_names(folder, capsys):
     assert "trainer.yaml names code to run, 'evil.Evil'" in capsys.readouterr().err
 
 
+def test_the_refusal_names_the_file(folder, capsys):
+    """Before anything is loaded."""
+    assert fit(CODE["reward, file"]) == 2
+    assert "config.yaml names code to run, 'evil.py:reward'" in capsys.readouterr().err
+
+
 def test_what_the_user_says_is_run(folder, capsys):
     assert fit(small(model__rewards=["evil.py:reward"]), "--allow_code") == 0
     assert Path("owned").exists()

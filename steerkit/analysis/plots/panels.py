@@ -31,7 +31,7 @@ class Heatmap:
 
     title: str
     values: Sequence[Numbers]
-    """[R][C]"""
+    """``[R][C]``"""
     rows: Sequence[str]
     columns: Sequence[str]
     row_axis: str = ""
@@ -43,7 +43,7 @@ class Heatmap:
     limits: tuple[float, float] | None = None
     """Of the colours; default: those of the values."""
     texts: Sequence[Sequence[str]] | None = None
-    """[R][C] what stands in a cell; default: the number, in small tables."""
+    """``[R][C]`` what stands in a cell; default: the number, in small tables."""
 
 
 @dataclass(frozen=True)
