@@ -87,6 +87,8 @@ def _chosen(folder: Path, what: str, name: str, arms: Mapping[str, Arm]) -> str:
 
 
 def _grid_row(lr: float, row: Mapping[str, Any]) -> dict[str, Any]:
+    if row.get("failed"):  # a policy of a sweep that broke down: what it was before is no result of this rate
+        return {"lr": lr, "accuracy": None, "low": None, "high": None, "failed": row["failed"]}
     low, high = row["ci95"] or (None, None)
     percent = [None if v is None else round(100 * v, 4) for v in (row["accuracy"], low, high)]
     return {"lr": lr, "accuracy": percent[0], "low": percent[1], "high": percent[2]}

@@ -124,6 +124,7 @@ def _run(folder: Path, arm: Arm, arms: Mapping[str, Arm], seed: int, work: WorkL
         "curve": f"{place}/metrics.csv" if own and there["curve"] else None,
         "command": item.command,
         "log": item.log,
+        "failed": row.get("failed"),
         "facts": {name: row.get(name) for name in ("lr", "trainable_params", "optimizer_bytes", "seconds_per_step")},
     }
     return facts, samples

@@ -190,9 +190,12 @@ def test_choices_of_a_sweep(tmp_path):
         {"accuracy": a, "ci95": [0, 1], "sweep": {"layer": layer, "lr": lr}}
         for layer, lr, a in ((0, 0.1, 0.5), (0, 0.3, 0.4), (3, 0.1, 0.1), (3, 0.3, 0.2))
     ]
-    write(tmp_path / "arms/layers/choose/results.json", {"rows": rows})
     item = next(item for item in planner.plan.items if item.id == "layers/choice")
+    rows.append({"accuracy": 0.9, "ci95": [0, 1], "sweep": {"layer": 3, "lr": 0.9}, "failed": "its loss was NaN"})
+    write(tmp_path / "arms/layers/choose/results.json", {"rows": rows})
     choose(tmp_path, item)
+    record = json.loads((tmp_path / "arms/layers/choice.json").read_text())
+    assert record["layers"]["3"]["grid"][-1]["failed"] == "its loss was NaN"
     assert resolved(tmp_path, ["<rate of layers>"], planner.arms) == ['{"default": 0.1, "0": 0.1, "3": 0.3}']
     assert resolved(tmp_path, ["<rate of static_3>"], planner.arms) == ["0.3"]
 
