@@ -162,7 +162,8 @@ def _arm(folder: Path, arm: Arm, arms: Mapping[str, Arm], config: StudyConfig, r
         "layers": _layers(folder, arm, runs),
         "trainable": facts[0]["trainable_params"] if own else 0,
         "optimizer_bytes": facts[0]["optimizer_bytes"] if own else 0,
-        "step_seconds": round(float(np.median(timed)), 4) if own and timed else None,
+        # In a sweep the step is that of all policies together: it says nothing of one.
+        "step_seconds": round(float(np.median(timed)), 4) if own and timed and arm.layer is None else None,
         "lr": facts[0]["lr"] if own else None,
         "choice": _choice(folder, arm, arms, config) if own else None,
         "runs": runs,
