@@ -54,6 +54,7 @@ SMALLER = {
     "chat": "--max_tokens 8",
     "analyze": "--limit 2 --engine batched",
     "analyze logit_lens": "--max_tokens 8 --streams 2 --controls 2",
+    "analyze first_token": "--max_tokens 8 --k 1 --controls 1 --temperatures [1.0]",
     "analyze persistence": "--max_tokens 8",
     "analyze path_patching": "--max_tokens 4 --controls 1",
     "analyze attention_shift": "--max_tokens 8 --controls 1",

@@ -85,8 +85,10 @@ def messages() -> list[str]:
 
 def test_the_errors_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    families = {n for n, v in vars(errors).items() if isinstance(v, type) and v.__module__ == errors.__name__}
-    assert set(re.findall(r"^## `(\w+)`", text, re.MULTILINE)) == families - {"NotFinite"} and "(`NotFinite`)" in text
+    named = {n for n, v in vars(errors).items() if isinstance(v, type) and v.__module__ == errors.__name__}
+    special = {kind.__name__ for kind in errors.TrainingError.__subclasses__() if kind.__module__ == errors.__name__}
+    assert set(re.findall(r"^## `(\w+)`", text, re.MULTILINE)) == named - special
+    assert all(f"(`{name}`)" in text for name in special)
     tables = text.partition("## `SteerkitError`")[2].partition("## It runs")[0]
     rows = re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE)
     quoted = [quote for row in rows for quote in re.split("(?<=`), (?=`)", row)]
