@@ -17,10 +17,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from documentation import LANGUAGES, ROOT, Block, blocks, fill, link_repository, words, write_files
 
 from steerkit import registry
 from steerkit.cli import VERBS, main
+from steerkit.commands.study import build_parser
+from steerkit.commands.study_config import read_config
+from steerkit.study.claims import parse_rules
 
 RUN = ("README.md", "docs/quickstart.md", "docs/howto/", "docs/interventions/", "docs/analyzers/", "docs/evaluation.md")
 RUN += ("docs/exporters.md", "docs/controls.md", "docs/verifiers.md", "docs/survival.md", "docs/doctor.md")
@@ -98,7 +102,7 @@ def parse(arguments: list[str]) -> None:
         missing = [file for flag, file in pairwise(rest) if flag == "--config" and not Path(file).is_file()]
         assert not missing, missing
         with pytest.raises(SystemExit) as stop:
-            main([verb, *rest, "--print_config"])
+            main([verb, *rest, "--allow_code", "--print_config"])
         assert stop.value.code == 0, arguments
     elif verb == "plugins":
         if rest[:1] == ["check"]:
@@ -124,7 +128,17 @@ def check_other(command: str) -> None:
         assert find_spec(found[2]) is not None, command
     elif found[0] == "python" and found[1].startswith("benchmarks/"):
         source = (ROOT / found[1]).read_text() + (ROOT / "benchmarks" / "common.py").read_text()
-        assert all(f'"{word}"' in source for word in found[2:] if word.startswith("--")), command
+        own = found[2 : found.index("--")] if "--" in found else found[2:]
+        assert all(f'"{word}"' in source for word in own if word.startswith("--")), command
+
+
+def check_study(path: Path) -> None:
+    """A study's config, or its rules alone."""
+    content = yaml.safe_load(path.read_text())
+    if "claims" in content:
+        assert parse_rules(content["claims"])
+    if "arms" in content:
+        assert read_config(build_parser().parse_args(["--config", str(path), "--out", "runs/study"])).arms
 
 
 @pytest.fixture(scope="session")
@@ -209,8 +223,12 @@ def test_a_page_parses(page: str, folder: Path, capsys: pytest.CaptureFixture[st
                     parse(arguments[1:])
                 elif why_not(command, NOT_OURS):
                     check_other(command)
-    if fragments:  # each must be a valid config: an unknown key in any of them is refused
-        parse(["fit", *(word for path in fragments for word in ("--config", str(path)))])
+    of_studies = [path for path in fragments if {"arms", "claims"} & set(yaml.safe_load(path.read_text()))]
+    for path in of_studies:
+        check_study(path)
+    # Each must be a valid config: an unknown key in any of them is refused.
+    if fits := [path for path in fragments if path not in of_studies]:
+        parse(["fit", *(word for path in fits for word in ("--config", str(path)))])
     capsys.readouterr()
 
 

@@ -101,6 +101,11 @@ def frozen_linears(base: nn.Module) -> list[nn.Linear]:
     ]
 
 
+def is_spread(base: nn.Module) -> bool:
+    """Whether weights of the base are spread over processes (FSDP2), and gathered block by block."""
+    return any(hasattr(parameter, "device_mesh") for parameter in base.parameters())
+
+
 @contextmanager
 def replaced(linears: Sequence[nn.Linear], forward: Callable[[nn.Linear], Any]) -> Iterator[None]:
     # An outer block may have replaced some: what it put there is put back.

@@ -12,6 +12,7 @@ from torch import Tensor
 from steerkit.models import token_log_probs, token_log_probs_and_entropies
 from steerkit.models.caching import has_running_state
 from steerkit.models.positions import mask_positions, positions_from_mask
+from steerkit.rollouts.acceleration import is_spread
 from steerkit.rollouts.beginnings import shared_tokens, steered_at
 from steerkit.rollouts.suffix import SuffixCache, suffix_states
 
@@ -119,7 +120,12 @@ def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: i
         layer = layers.pop() if len(layers) == 1 else None
         cache = DynamicCache(config=model.base.config) if layer is None else SuffixCache(layer + 1)
         policies = [group.policy for group in groups]
-        common = shared_tokens(model, [group.prompt for group in groups], policies, steered, prompts.shape[1] + width)
+        columns = prompts.shape[1] + width
+        common = 0
+        # A base that is spread over processes gathers a block's weights again when the gradient of the block's output
+        # arrives; that of the beginning comes by its keys and values alone.
+        if not is_spread(model.base):
+            common = shared_tokens(model, [group.prompt for group in groups], policies, steered, columns)
         call = _Prompts(model, groups, layer, cache)
         if common:
             mask, hidden = call.in_two(common, steered, pad_id)

@@ -97,3 +97,26 @@ def test_bad_input(folder, capsys, arguments, message):
 def test_unknown_settings_are_refused_by_the_parser(folder, capsys):
     assert main([*BASE, "--vector", "one/vector", "--out", "o", "--control", "4x"]) == 2
     assert "--control" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["logit_lens", "persistence", "geometry", "path_patching", "attention_shift", "token_language", "first_token"],
+)
+def test_a_vector_of_zeros(folder, capsys, name):
+    """What a run leaves that never saw an advantage: there is nothing to see, and that is drawn too."""
+    vector = SteeringVector.from_pretrained("one/vector")
+    (0.0 * vector).save_pretrained("zeros/vector")
+    command = ["analyze", name, "--model", "model", "--vector", "zeros/vector", "--out", "out", "--limit", "3"]
+    command += [] if name == "geometry" else ["--max_tokens", "4"]
+    assert main(command) == 0, capsys.readouterr().err
+    assert (folder / "out" / "figures.html").exists()
+
+
+def test_a_gate_of_zeros(folder, capsys):
+    sizes = {"a": 64, "b": 32}
+    tensors = {HookPoint(0, "down_proj"): {key: torch.zeros(n) for key, n in sizes.items()}}
+    metadata = VectorMetadata("model", "", 32, 3, SteeringVector.from_pretrained("one/vector").metadata.receipts)
+    SteeringVector("tokenwise", tensors, {"d_inner": 64}, metadata).save_pretrained("zeros/vector")
+    command = ["analyze", "token_scale", "--model", "model", "--vector", "zeros/vector", "--out", "out", "--limit", "3"]
+    assert main([*command, "--max_tokens", "4", "--controls", "1"]) == 0, capsys.readouterr().err

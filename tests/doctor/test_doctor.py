@@ -127,8 +127,8 @@ def steered_by(cls) -> Subject:
 class OffInCachedDecoding(SteeredModel):
     """nnsight issue 466: the hook misses the decoded tokens."""
 
-    def _steer_hook(self, site, intervention, stream):
-        inner = super()._steer_hook(site, intervention, stream)
+    def _steer_hook(self, site, intervention, *more):
+        inner = super()._steer_hook(site, intervention, *more)
         return lambda module, args, output: None if output.shape[1] == 1 else inner(module, args, output)
 
 
@@ -142,8 +142,8 @@ class WrongCachedPositions(SteeredModel):
 class SteersPadding(SteeredModel):
     """The change at a position depends on how many columns stand before it."""
 
-    def _steer_hook(self, site, intervention, stream):
-        inner = super()._steer_hook(site, intervention, stream)
+    def _steer_hook(self, site, intervention, *more):
+        inner = super()._steer_hook(site, intervention, *more)
 
         def hook(module, args, output):
             out = inner(module, args, output)
@@ -153,8 +153,8 @@ class SteersPadding(SteeredModel):
 
 
 class DependsOnTheBatch(SteeredModel):
-    def _steer_hook(self, site, intervention, stream):
-        inner = super()._steer_hook(site, intervention, stream)
+    def _steer_hook(self, site, intervention, *more):
+        inner = super()._steer_hook(site, intervention, *more)
         return lambda module, args, output: inner(module, args, output) + (len(output) - 1) * torch.eye(32)[0]
 
 
@@ -166,8 +166,8 @@ class DisabledAddsIt(SteeredModel):
 class SteersTheNextBlock(SteeredModel):
     """Adds the vectors of the first and the middle block one block later."""
 
-    def _steer_hook(self, site, intervention, stream):
-        inner = super()._steer_hook(site, intervention, stream)
+    def _steer_hook(self, site, intervention, *more):
+        inner = super()._steer_hook(site, intervention, *more)
         return lambda module, args, output: inner(module, args, output) * 1.1
 
 

@@ -44,14 +44,14 @@ def test_contract_one_layer(layer):
 class OffInCachedDecoding(SteeredModel):
     """nnsight issue 466: the hook misses the decoded tokens."""
 
-    def _steer_hook(self, site, intervention, stream):
-        inner = super()._steer_hook(site, intervention, stream)
+    def _steer_hook(self, site, intervention, *more):
+        inner = super()._steer_hook(site, intervention, *more)
         return lambda module, args, output: None if output.shape[1] == 1 else inner(module, args, output)
 
 
 class OffAtOneLayer(SteeredModel):
-    def _steer_hook(self, site, intervention, stream):
-        inner = super()._steer_hook(site, intervention, stream)
+    def _steer_hook(self, site, intervention, *more):
+        inner = super()._steer_hook(site, intervention, *more)
         return (lambda *a: None) if site.point.layer == 1 else inner
 
 

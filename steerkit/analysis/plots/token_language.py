@@ -20,6 +20,8 @@ def panels(result: AnalysisResult) -> list[Panel]:
     known = {row["kind"] for row in result.rows}
     sides = [kind for kind in (FOREIGN, result.settings["home"]) if kind in known] or sorted(known)[:1]
     for name in result.vectors:
+        if not result.find(metric=LIFT, vector=name):  # a vector of zeros changes no logit
+            continue
         found += [
             _by_layer(result, name, MASS, sides, "steered - base"),
             _by_layer(result, name, LIFT, sides, "standard deviations"),

@@ -83,11 +83,16 @@ def _log(value: float | None) -> float | None:
     return None if value is None else math.log2(max(value, 2.0**-20))
 
 
+def _percent(value: float | None) -> str:
+    """A gate that is 0 everywhere has no shares."""
+    return "" if value is None else f"{value:.1%}"
+
+
 def _top(result: AnalysisResult, name: str, point: str) -> Table:
     rows = [row for row in result.tables["top_tokens"] if (row["vector"], row["point"]) == (name, point)]
     cells = [
-        [row["token"], str(row["n"]), f"{row['mean_signed_size']:.3g}", f"{row['share_of_mass']:.1%}",
-         f"{row['share_of_tokens']:.1%}"]
+        [row["token"], str(row["n"]), f"{row['mean_signed_size']:.3g}", _percent(row["share_of_mass"]),
+         _percent(row["share_of_tokens"])]
         for row in rows
     ]  # fmt: skip
     columns = ["token", "n", "mean size (signed)", "share of mass", "share of tokens"]
