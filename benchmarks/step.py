@@ -71,7 +71,7 @@ def bench(report: Report, model: str) -> None:
     rewards = mixed_rewards(form.prompts, form.k).flatten().tolist()
     warm = int(form.name == "full")
     steps = form.trl_runs + warm
-    trainer = trl_trainer(theirs, rewards, steps, before, bool(report.options.checkpointing))
+    trainer = trl_trainer(theirs, rewards, steps, before, bool(report.options.checkpointing), report.options.parts)
     before.trainer = trainer
     trainer.train()
     before.rubric.close()
@@ -81,6 +81,7 @@ def bench(report: Report, model: str) -> None:
         "generation_seconds": clock.generation,
         "update_seconds": clock.updates,
         "gradient_checkpointing": bool(report.options.checkpointing),
+        "gradient_accumulation": report.options.parts,
         "trained_parameters": trained(trainer),
         "ours_trained_parameters": {name: sum(p.numel() for p in s.parameters) for name, s in before.ours.items()},
         "ours_layers": before.layers,
@@ -101,7 +102,7 @@ def bench(report: Report, model: str) -> None:
 
 
 def main() -> None:
-    options = arguments(__doc__, (HEADLINE,), checkpointing=0)
+    options = arguments(__doc__, (HEADLINE,), checkpointing=0, parts=1)
     report = Report("step", options)
     for model in options.models:
         bench(report, model)

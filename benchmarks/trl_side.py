@@ -70,27 +70,31 @@ def trl_trainer(
     steps: int,
     before_step: Callable[[], None] = lambda: None,
     checkpointing: bool = False,
+    parts: int = 1,
 ) -> TimedRLOO:
     """A trainer of ``steps`` steps on the workload's prompts, all of them in each step.
 
     LoRA r = 1 on every down_proj; beta 0, so neither side has a KL term and no reference pass is made; one
-    generation and one update a step, all samples in one batch; fp32.
+    generation and one update a step, all samples in one batch unless in `parts`; fp32.
 
     Args:
         rewards: of the G K samples, prompt by prompt.
         before_step: called before each step, outside its time.
         checkpointing: gradient checkpointing, TRL's default: less memory, more time.
+        parts: gradient accumulation, for a machine that can't hold the activations of all samples at once.
     """
     form, loaded = work.form, work.loaded
     clock = Clock()
+    # As workload.never_stopping: no completion ends early, and no logits processor is needed for it.
+    never = [loaded.base.config.vocab_size + 1]
 
     def reward(prompts: list[str], **_: Any) -> list[float]:
         return list(rewards)
 
     config = RLOOConfig(
         output_dir=tempfile.mkdtemp(prefix="trl"),
-        per_device_train_batch_size=form.prompts * form.k,
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=form.prompts * form.k // parts,
+        gradient_accumulation_steps=parts,
         num_generations=form.k,
         max_completion_length=form.tokens,
         max_steps=steps,
@@ -100,8 +104,7 @@ def trl_trainer(
         lr_scheduler_type="constant",
         gradient_checkpointing=checkpointing,
         shuffle_dataset=False,
-        # As workload.never_stopping: no completion ends early, and no logits processor is needed for it.
-        generation_kwargs={"eos_token_id": [loaded.base.config.vocab_size + 1]},
+        generation_kwargs={"eos_token_id": never},
         bf16=False,
         fp16=False,
         use_cpu=True,
@@ -120,6 +123,7 @@ def trl_trainer(
         peft_config=LoraConfig(r=1, lora_alpha=1, target_modules=["down_proj"], task_type="CAUSAL_LM"),
         callbacks=[_Steps(clock, before_step)],
     )
+    trainer.eos_token_ids = never  # by which TRL cuts what was generated
     trainer.clock = clock
     trainer.expected_ids = [list(prompt.ids) for prompt in work.prompts for _ in range(form.k)]
     return trainer
