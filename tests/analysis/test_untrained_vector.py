@@ -1,4 +1,4 @@
-"""A vector that adds nothing, as a run leaves it whose rewards were all equal, can be analysed and drawn like any other."""
+"""A vector that adds nothing, as a run leaves it whose rewards were all equal, is analysed and drawn like others."""
 
 from __future__ import annotations
 
