@@ -34,6 +34,7 @@ PARSED_ONLY = {
     r"--protocol sinii2025": "reads its sets from the hub",
     r"--device cuda": "needs a GPU",
     r"tiny_(middle|last)\.yaml .*--run_dir runs/(first|middle|penultimate|last)": "two of the six like it are run",
+    r"--sweep\.layers": "tests/training/test_sweep.py trains sweeps",
     r"configs/tiny_sweep\.yaml$": "18 policies are too many for a test; its page has a smaller one",
 }
 """Regular expression of a steerkit command on a page that is run -> why it is not."""
@@ -53,7 +54,7 @@ FIT += " --data.prompts_per_step 2 --data.n_validation 2 --data.n_test 2 --repor
 FIT += " --report.temperatures [1.0] --model.samples_per_prompt 8 --model.max_tokens 24 --model.warmup_steps 0"
 SMALLER = {
     "fit": FIT,
-    "evaluate": "--limit 2 --max_tokens 8 --k 2",
+    "evaluate": "--limit 1 --max_tokens 8 --k 2 --temperature 1",
     "extract": "--n 4 --max_tokens 8",
     "chat": "--max_tokens 8",
     "analyze": "--limit 2 --engine batched",
