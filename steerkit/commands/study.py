@@ -162,7 +162,7 @@ def _finish(out: Path, config: StudyConfig, planner: Planner, work: WorkList, lo
         print(f"{verdict['claim']}: {verdict['outcome']}  ({verdict['title']})")
     for one in work.failed:
         print(f"Failed: {one['id']}: {one['error']}")
-    print(f"Wrote {out / 'results.json'} and {out / 'samples.parquet'}" + (f", {page}." if page else "."))
+    print(f"Wrote {out / 'results.json'}, {out / 'samples.parquet'} and {page}.")
 
 
 def _text(loaded: LoadedModel, token: int) -> str:

@@ -88,6 +88,9 @@ WORTH_PACKING = {"AVX512": 0}.get(torch.backends.cpu.get_cpu_capability(), 200_0
 153 against 103 GFLOP/s a thread), with AVX2 128 x 512 loses at every row count and 576 x 576 wins.
 """
 
+ONEDNN_UPDATE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether forward and backward passes of an update go through oneDNN (``accelerated_update``)."""
+
 _packed: weakref.WeakKeyDictionary[nn.Module, tuple[int, int, Tensor]] = weakref.WeakKeyDictionary()
 
 
@@ -151,8 +154,9 @@ class _PackedForward:
 def accelerated_update(model: SteeredModel) -> AbstractContextManager[None]:
     """Inside the block, forward and backward passes of ``model.base`` run their frozen linear maps through oneDNN.
 
-    On a CPU in fp32 alone. There PyTorch's products go through MKL, which on AMD machines reaches less than half of
-    what oneDNN does (measured: 105 against 245 GFLOP/s a thread at 616 x 576 -> 1536).
+    On a CPU with AVX-512 in fp32 alone. There PyTorch's products go through MKL, which on AMD machines reaches less
+    than half of what oneDNN does (measured: 105 against 245 GFLOP/s a thread at 616 x 576 -> 1536). With AVX2 MKL is
+    ahead at every size (256 x 128 -> 128: 65 against 53; 1000 x 576 -> 1536: 75 against 64).
     """
     return frozen_products(model.base)
 
@@ -161,7 +165,7 @@ def frozen_products(module: nn.Module) -> AbstractContextManager[None]:
     """``accelerated_update`` of one module: inside the block its frozen linear maps run through oneDNN."""
     linears = frozen_linears(module)
     on_cpu = all(linear.weight.device.type == "cpu" for linear in linears)
-    if not on_cpu or not torch.backends.mkldnn.is_available():
+    if not ONEDNN_UPDATE or not on_cpu or not torch.backends.mkldnn.is_available():
         return nullcontext()
     return replaced(linears, _FrozenForward)
 

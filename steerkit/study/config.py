@@ -106,12 +106,14 @@ class ChoiceConfig:
         seed: training seed of the runs that are compared.
         temperature: of the validation samples.
         k: validation samples a problem.
+        max_steps: training steps of the runs that are compared; default: as many as the final runs have.
     """
 
     enabled: bool = True
     seed: int = 0
     temperature: float = 1.0
     k: int = 2
+    max_steps: int | None = None
 
 
 @dataclass(frozen=True)

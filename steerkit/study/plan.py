@@ -122,6 +122,8 @@ class Planner:
         choice = self.config.choice
         report: dict[str, Any] = {"split": "validation", "temperatures": [choice.temperature], "k": choice.k}
         overrides = {"report.arms": ["steered"], **_under("report", report)}
+        if choice.max_steps is not None:
+            overrides["trainer.max_steps"] = choice.max_steps
         grid: dict[str, Any] = {}
         needs = self._screened()
         if arm.each_layer is not None:
@@ -146,7 +148,10 @@ class Planner:
         words = ["--config", str(self.out / f"arms/{key}/fit.yaml")]
         flags = {"seed_everything": seed, **overrides, "run_dir": self.out / "arms" / id_}
         arm = self.config.arms[key]
-        expected = self.costs.fit(fit_config(self.config, arm), policies, report, rows, is_full(arm))
+        config = fit_config(self.config, arm)
+        if "trainer.max_steps" in overrides:
+            config = merged(config, {"trainer": {"max_steps": overrides["trainer.max_steps"]}})
+        expected = self.costs.fit(config, policies, report, rows, is_full(arm))
         kind: Any = "sweep" if policies > 1 else "fit"
         self.add(Item(id_, kind, self.argv("fit", words, flags, None), f"arms/{id_}", needs, expected))
 

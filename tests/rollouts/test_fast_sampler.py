@@ -270,3 +270,41 @@ def test_common_prefixes():
     assert common_prefix([(1, 2, 3), (1, 2, 4)]) == 2
     assert common_prefix([(1, 2), (1, 2)]) == 1  # one token of each is left to be run
     assert common_prefix([(5,), (5, 6)]) == 0
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [FastSampler(max_rows=96), FastSampler(), TransformersSampler(256)],
+    ids=["few rows", "fast", "transformers"],
+)
+@pytest.mark.parametrize("params", [SamplingParams(0.9, 2), SamplingParams(0.7, 2, top_k=8)], ids=["whole", "top_k"])
+def test_chi_square_of_whole_completions(params, sampler, cache):
+    """Completions of two tokens, end-of-sequence included, against the probabilities of plain forward passes."""
+    from scipy.stats import chi2
+
+    model, n, classes = policy(), 6000, 5
+    prompt = problems(2)[1]
+    groups = sampler.sample(model, TOK, [problems(2)[0], prompt], n, params, 11)  # beside another prompt's samples
+    vocab, ends = len(TOK), {*range(20, 40), TOK.eos_token_id}
+    rows = torch.cat([torch.tensor(prompt.ids).expand(vocab, -1), torch.arange(vocab)[:, None]], 1)
+    with model.applied(), torch.no_grad():
+        logits = model.base(rows).logits.double()[:, -2:] / params.temperature
+    if params.top_k:
+        logits = logits.masked_fill(logits < logits.topk(params.top_k).values[..., -1:], float("-inf"))
+    first, second = logits[0, 0].softmax(-1), logits[:, 1].softmax(-1)
+    expected = torch.zeros(vocab, classes + 1, dtype=torch.float64)
+    for token in range(vocab):
+        if token in ends:
+            expected[token, classes] = first[token]  # nothing comes after it
+        else:
+            expected[token, :classes].index_add_(0, torch.arange(vocab) % classes, first[token] * second[token])
+    counts = torch.zeros_like(expected)
+    for rollout in groups[1].rollouts:
+        ids = rollout.token_ids
+        counts[ids[0], ids[1] % classes if len(ids) > 1 else classes] += 1
+    assert (counts[expected == 0] == 0).all() and counts.sum() == n
+    rare = expected * n < 5
+    seen, wanted = (torch.cat([table[~rare], table[rare].sum()[None]]) for table in (counts, n * expected))
+    seen, wanted = seen[wanted > 1], wanted[wanted > 1]
+    assert len(wanted) > 15
+    assert chi2.sf(float(((seen - wanted) ** 2 / wanted).sum()), len(wanted) - 1) > 1e-3

@@ -1,41 +1,40 @@
-"""Each arm's share of what full fine-tuning gains, with an interval over problems in pairs."""
+"""Each arm's share of what full fine-tuning gains, with an interval over problems (in pairs) and seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from steerkit.analysis.accuracy import ratio_row
+from steerkit.study.claims.estimates import gain_share
+from steerkit.study.claims.evidence import Evidence, Missing
+from steerkit.study.claims.measures import BASE
 from steerkit.study.report.arms import ROLES, falling, group, said, series_of
 from steerkit.study.report.blocks import Block, Dots, Section
 from steerkit.study.report.read import Study
 from steerkit.study.report.words import interval, listed, percent
 
-METRIC = "share of full fine-tuning's gain"
+FULL = "full"
 Row = Mapping[str, Any]
 
 
-def shares_of_full(study: Study, temperature: str, seed: int = 0) -> list[Row]:
-    """A row an arm: (arm - base) / (full - base), both means over seeds and samples of the same problems.
+def shares_of_full(study: Study, temperature: str) -> list[Row]:
+    """A row an arm: ``(arm - base) / (full - base)`` of its problems' mean accuracies, as the verdicts have it.
 
-    The bootstrap resamples problems, all arms of a problem together; ``ci95`` is None where full fine-tuning's own
-    gain may be 0 (``ratio_row``). Empty without samples, base or full fine-tuning.
+    ``gain_share`` resamples problems, all arms of a problem together, and training seeds. ``value`` and ``ci95`` are
+    None where full fine-tuning's own gain may be 0. Empty without samples, base or full fine-tuning.
     """
-    if study.samples is None:
-        return []
-    base, full = (study.samples.shares(name, temperature) for name in ("base", "full"))
-    found: list[Row] = []
+    evidence, found = Evidence(study.results, study.folder), []
     for arm in study.arms:
-        if arm["arm"] in ("base", "full") or arm.get("role") == "base":
+        name = arm["arm"]
+        if name in (BASE, FULL) or arm.get("role") == "base":
             continue
-        own = study.samples.shares(arm["arm"], temperature)
-        common = sorted(base.keys() & full.keys() & own.keys())
-        if not common:
+        try:
+            tables, _ = evidence.samples.tables([name, FULL, BASE], float(temperature))
+        except Missing:
             continue
-        low, high, of_arm = (np.array([shares[name] for name in common]) for shares in (base, full, own))
-        found.append(ratio_row(METRIC, of_arm - low, high - low, seed, arm=arm["arm"], role=arm.get("role")))
+        share = gain_share(tables[name], tables[FULL], tables[BASE], study.draws)
+        value, ends = (None, None) if share is None else (share.mean, [share.low, share.high])
+        found.append({"arm": name, "role": arm.get("role"), "value": value, "ci95": ends, "n": tables[name].shape[1]})
     return found
 
 
@@ -68,11 +67,13 @@ def gains(study: Study) -> Section:
     block = Block(
         [picture] if any(row["value"] is not None for rows in by_temperature.values() for row in rows) else [],
         [_sentence(study, t, rows) for t, rows in by_temperature.items()],
-        "100 % is full fine-tuning, 0 % the base. Points without a line have no interval: there full fine-tuning's "
-        "own gain may be 0.",
+        "100 % is full fine-tuning, 0 % the base. No points: full fine-tuning's own gain may be 0 there.",
         command=study.command,
         data=[study.samples_file],
-        facts=["(arm - base) / (full - base)", "problems resampled in pairs: all arms of a problem together"],
+        facts=[
+            "(arm - base) / (full - base)",
+            "problems resampled in pairs (all arms of a problem together), and training seeds: as in the verdicts",
+        ],
     )
     return Section("gain", title, question, [block])
 
@@ -80,15 +81,15 @@ def gains(study: Study) -> Section:
 def _in_percent(row: Row | None) -> dict[str, float]:
     if row is None or row["value"] is None:
         return {}
-    ends = dict(zip(("low", "high"), (100 * end for end in row["ci95"]), strict=True)) if row["ci95"] else {}
-    return {"value": 100 * row["value"], **ends}
+    low, high = row["ci95"]
+    return {"value": 100 * row["value"], "low": 100 * low, "high": 100 * high}
 
 
 def _sentence(study: Study, t: str, rows: Sequence[Row]) -> str:
     """The static vector on all layers and the best steering arm."""
     gain = f"full fine-tuning goes from {said(study.arm('base'), t)} to {said(study.arm('full'), t)}"
     steering = [row for row in rows if row["role"] == "steering" and row["value"] is not None]
-    if all(row["ci95"] is None for row in rows):
+    if all(row["value"] is None for row in rows):
         return f"At temperature {t} {gain}: that gain may be 0, so a share of it says nothing (inconclusive)."
     if not steering:
         return f"At temperature {t} {gain}; no steering arm was measured beside it."
@@ -96,9 +97,6 @@ def _sentence(study: Study, t: str, rows: Sequence[Row]) -> str:
     shown = [row for row in steering if row["arm"] == "static_all" or row is best]
     parts = []
     for row in shown:
-        ends = "no interval"
-        if row["ci95"]:
-            low, high = row["ci95"]
-            ends = interval(100 * low, 100 * high, "%")
+        ends = interval(*(100 * end for end in row["ci95"]), "%")
         parts.append(f"{study.label(row['arm'])} reaches {percent(100 * row['value'])} % of that gain ({ends})")
     return f"At temperature {t} {gain}; {listed(parts)}."

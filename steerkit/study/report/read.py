@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from steerkit.analysis.result import AnalysisResult
 from steerkit.errors import SteerkitError
+from steerkit.study.claims.estimates import Resampling
 
 SCHEMA = 1
 RESULTS = "results.json"
@@ -76,6 +77,11 @@ class Study:
     def samples_file(self) -> str:
         """Below the folder."""
         return str(self.results.get("samples") or "samples.parquet")
+
+    @property
+    def draws(self) -> Resampling:
+        """How the rules' bootstrap is drawn."""
+        return Resampling(**(self.results.get("resampling") or {}))
 
     @property
     def temperatures(self) -> list[str]:
