@@ -69,6 +69,10 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     workers = options.workers if options.workers is not None else max(1, os.cpu_count() or 1)
     if workers < 1:
         raise SteerkitError(f"workers must be at least 1, got {workers}.")
+    if (out / CONFIG).is_file() and not options.dry_run:
+        with _alone(out):  # said before the base is loaded and the data read
+            if not options.restart:
+                _same_study(out, config)
     loaded, prompt_tokens = base_and_data(config)
     planner = make_planner(config, out, loaded, prompt_tokens)
     check_commands(config, loaded, prompt_tokens)

@@ -1,4 +1,4 @@
-"""What makes a decoding step faster without changing what it computes: packed weights, grouped attention."""
+"""What makes passes faster without changing what they compute: packed weights, grouped attention, fewer passes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steerkit.rollouts.approximate import coarse
+from steerkit.rollouts.fused import fused
 
 if TYPE_CHECKING:
     from steerkit.models import SteeredModel
@@ -28,6 +29,7 @@ def accelerated(model: SteeredModel, pack: str = "auto", precision: str = "exact
     """
     with ExitStack() as stack:
         stack.enter_context(_grouped_attention(model.base))
+        stack.enter_context(fused(model.base))
         if precision != "exact":
             stack.enter_context(replaced(frozen_linears(model.base), lambda linear: coarse(linear, precision)))
             yield
@@ -151,14 +153,17 @@ class _PackedForward:
         return _product(hidden, self.weight, self.bias)
 
 
-def accelerated_update(model: SteeredModel) -> AbstractContextManager[None]:
-    """Inside the block, forward and backward passes of ``model.base`` run their frozen linear maps through oneDNN.
+@contextmanager
+def accelerated_update(model: SteeredModel) -> Iterator[None]:
+    """Inside the block, forward and backward passes of ``model.base`` run their norms and rotary embeddings in fewer
+    passes over memory (``fused``), and their frozen linear maps through oneDNN where it is ahead.
 
-    On a CPU with AVX-512 in fp32 alone. There PyTorch's products go through MKL, which on AMD machines reaches less
-    than half of what oneDNN does (measured: 105 against 245 GFLOP/s a thread at 616 x 576 -> 1536). With AVX2 MKL is
-    ahead at every size (256 x 128 -> 128: 65 against 53; 1000 x 576 -> 1536: 75 against 64).
+    That is on a CPU with AVX-512 in fp32 alone. There PyTorch's products go through MKL, which on AMD machines reaches
+    less than half of what oneDNN does (measured: 105 against 245 GFLOP/s a thread at 616 x 576 -> 1536). With AVX2 MKL
+    is ahead at every size (256 x 128 -> 128: 65 against 53; 1000 x 576 -> 1536: 75 against 64).
     """
-    return frozen_products(model.base)
+    with fused(model.base), frozen_products(model.base):
+        yield
 
 
 def frozen_products(module: nn.Module) -> AbstractContextManager[None]:

@@ -60,7 +60,7 @@ def gains(study: Study) -> Section:
         title,
         [study.label(name) for name in names],
         series,
-        "% of full fine-tuning's gain over the base",
+        "% of full fine-tuning's gain",
         [group(study.arm(name)) for name in names],
         line_at=100.0,
     )
