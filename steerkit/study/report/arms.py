@@ -108,10 +108,11 @@ def _table(study: Study) -> Table:
         t = temperatures[-1]
         seeds = ", ".join(percent(value) for value in accuracy(arm, t).get("by_seed") or [])
         more = [((arm.get(name) or {}).get(t) or {}).get("value") for name in ("lengths", "boxed")]
+        rates = arm.get("lr") or (arm.get("choice") or {}).get("lr")
         rows.append([
             study.label(arm["arm"]), *(said(arm, t).replace(" %", "", 1) for t in temperatures), seeds,
             *(number(arm.get(name)) for name in ("trainable", "optimizer_bytes", "step_seconds")),
-            number(more[0]), percent(more[1]), rate(arm.get("lr") or (arm.get("choice") or {}).get("lr")),
+            number(more[0]), percent(more[1]), rate(rates, arm.get("layers") or ()),
         ])  # fmt: skip
     note = f"Each seed, tokens of a completion, share with an answer in a box: at temperature {temperatures[-1]}."
     return Table("All arms", columns, rows, note)

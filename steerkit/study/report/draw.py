@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO, StringIO
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,8 @@ WIDTH = 5.0
 DPI = 150
 _DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _FONT = 9.2
+LABEL = 26
+"""Letters of a line of a row's label: longer ones would leave the plot no room."""
 
 
 def drawn(picture: Picture) -> bool:
@@ -145,13 +148,15 @@ def _legend(figure: Any, axes: Any, theme: Theme) -> None:
 
 def _dots(figure: Any, axes: Any, picture: Dots, theme: Theme) -> None:
     places, headings, at = [], [], 0.0
-    for number in range(len(picture.labels)):
+    labels = [fill(label, LABEL) for label in picture.labels]
+    for number in range(len(labels)):
         group = picture.groups[number] if picture.groups else ""
         if group and (number == 0 or group != picture.groups[number - 1]):
             headings.append((at, group))
             at += 1.0
-        places.append(at)
-        at += 1.0
+        more = 0.35 * labels[number].count("\n")  # two lines need more room than one, half of it above
+        places.append(at + more)
+        at += 1.0 + 2 * more
     figure.set_figheight(0.75 + 0.235 * at + (0.2 if len(picture.series) > 1 else 0))
     spread = 0.34 / max(1, len(picture.series) - 1) if len(picture.series) > 1 else 0.0
     for index, series in enumerate(picture.series):
@@ -164,7 +169,7 @@ def _dots(figure: Any, axes: Any, picture: Dots, theme: Theme) -> None:
     if picture.line_at is not None:
         axes.axvline(picture.line_at, color=theme["muted"], linewidth=0.9, linestyle=":")
     axes.set(ylim=(at - 0.4, -0.7), xlabel=picture.x_axis)
-    axes.set_yticks([*places, *(h for h, _ in headings)], [*picture.labels, *(name for _, name in headings)])
+    axes.set_yticks([*places, *(h for h, _ in headings)], [*labels, *(name for _, name in headings)])
     for label, heading in zip(axes.get_yticklabels(), [False] * len(places) + [True] * len(headings), strict=True):
         label.set(color=theme["muted" if heading else "ink"], fontstyle="italic" if heading else "normal")
     if picture.limits:

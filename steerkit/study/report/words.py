@@ -79,15 +79,18 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else list(parts))
 
 
-def rate(value: Any) -> str:
-    """A learning rate: a number, or a JSON text of rates by layer."""
+def rate(value: Any, layers: Sequence[int] = ()) -> str:
+    """A learning rate: a number, or a JSON text of rates by layer; of one layer alone, that layer's."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return str(value)
     if not isinstance(found, dict):
         return NONE if found is None else str(found)
-    return ", ".join(str(lr) if layer == "default" else f"layer {layer}: {lr}" for layer, lr in found.items())
+    if len(layers) == 1 and str(layers[0]) in found:
+        return str(found[str(layers[0])])
+    names = {"default": "", "-1": "last "}
+    return ", ".join(names.get(layer, f"layer {layer}: ") + str(lr) for layer, lr in found.items())
 
 
 def moment(value: Any) -> str:
