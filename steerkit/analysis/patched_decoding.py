@@ -21,8 +21,8 @@ from steerkit.analysis.work import Work
 from steerkit.models import SteeredModel
 from steerkit.models.positions import mask_positions, positions_from_mask
 from steerkit.rollouts import EncodedPrompt, SamplingParams, uniforms
+from steerkit.rollouts.prompt_pass import left_pad
 from steerkit.rollouts.sampler import draw_tokens, stop_ids
-from steerkit.rollouts.teacher_forcing import left_pad
 from steerkit.token_masks import TokenMask
 from steerkit.types import Rollout, RolloutGroup
 from steerkit.vectors import SteeringVector

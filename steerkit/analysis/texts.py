@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steerkit.models.positions import positions_from_mask
 from steerkit.rollouts import EncodedPrompt
-from steerkit.rollouts.teacher_forcing import left_pad
+from steerkit.rollouts.prompt_pass import left_pad
 from steerkit.token_masks import TokenMask
 from steerkit.types import RolloutGroup
 

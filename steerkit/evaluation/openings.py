@@ -12,7 +12,7 @@ from steerkit.evaluation.arms import Arm, Protocol, evaluate
 from steerkit.models import LoadedModel, SteeredModel
 from steerkit.rewards.verifiable import Verifiable
 from steerkit.rollouts import encode_prompts
-from steerkit.rollouts.teacher_forcing import left_pad
+from steerkit.rollouts.prompt_pass import left_pad
 from steerkit.types import Example
 
 

@@ -20,7 +20,7 @@ from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Intervention
 from steerkit.models import LoadedModel, SteeredModel, fingerprint
 from steerkit.models.positions import positions_from_mask
-from steerkit.rollouts.teacher_forcing import left_pad
+from steerkit.rollouts.prompt_pass import left_pad
 from steerkit.vectors import SteeringVector, VectorMetadata
 
 Positions = Literal["completion", "last_prompt", "first"]

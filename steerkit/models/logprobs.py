@@ -33,7 +33,7 @@ def token_log_probs(
         chunk_size: rows a chunk; default: ``chunk_rows``.
 
     Returns:
-        [N] nats, fp32; differentiable in ``hidden`` (and in the unembedding, where that is trainable).
+        [N] nats, fp32 (fp64 if the model is); differentiable in ``hidden`` (and in the unembedding, where that is trainable).
 
     Raises:
         SteerkitError: for a temperature or chunk size that is not positive, or shapes that do not match.
@@ -49,7 +49,7 @@ def token_log_probs_and_entropies(
     A third product with the unembedding a chunk; no more logits are alive than without the entropies.
 
     Returns:
-        ([N] nats, [N] nats), fp32, both differentiable as ``token_log_probs`` is.
+        ([N] nats, [N] nats), both differentiable as ``token_log_probs`` is.
     """
     both = _chunked(model, hidden, targets, temperature, chunk_size, entropies=True)
     return both[0], both[1]
@@ -82,8 +82,10 @@ def _chunked(
 
 
 def _of_chunk(hidden: Tensor, targets: Tensor, model: SteeredModel, temperature: float, entropies: bool) -> Tensor:
-    """One chunk: [C, D], [C] -> [1, C] log-probabilities, or [2, C] with the entropies; fp32."""
-    logits = model.logits(hidden).float()
+    """One chunk: [C, D], [C] -> [1, C] log-probabilities, or [2, C] with the entropies; fp32 or more."""
+    logits = model.logits(hidden)
+    if logits.dtype != torch.float64:
+        logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
     every = logits.log_softmax(-1)  # with gather fewer passes over [C, V] than logsumexp, forward and backward

@@ -1,14 +1,11 @@
 """Rollouts: samplers, counter-based random numbers, and the log-probabilities of what was sampled."""
 
 from steerkit.rollouts.packing import micro_batches
+from steerkit.rollouts.prompt_pass import Branches
 from steerkit.rollouts.prompting import encode_prompts
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams
 from steerkit.rollouts.suffix import without_streams
-from steerkit.rollouts.teacher_forcing import (
-    Branches,
-    completion_log_probs,
-    completion_log_probs_and_entropies,
-)
+from steerkit.rollouts.teacher_forcing import completion_log_probs, completion_log_probs_and_entropies
 from steerkit.rollouts.uniforms import fold_seed, uniforms
 
 __all__ = [

@@ -46,7 +46,11 @@ class _Bfloat16:
     def __init__(self, linear: nn.Linear) -> None:
         weight = linear.weight.detach().bfloat16()
         self.bias = None if linear.bias is None else linear.bias.detach().bfloat16()
-        self.packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.packed = (  # without AVX-512 oneDNN refuses bfloat16, and PyTorch's own product is taken
+            weight.device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.packed else weight
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -59,13 +63,18 @@ class _Bfloat16:
 
 
 class _Int8:
-    """Weights in 8 bits with a scale for each output, inputs in 8 bits with one scale for the batch."""
+    """Weights in 8 bits with a scale for each output, inputs in 8 bits with one scale for the batch.
+
+    Without VNNI instructions weights have 7 bits: there oneDNN adds two products in 16 bits, which 255 * 127 * 2 would
+    overflow (oneDNN's "Nuances of int8 computations").
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         weight = linear.weight.detach().float()
         if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
             raise SteerkitError("precision int8 runs on a CPU with oneDNN alone: take bfloat16.")
-        self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
+        largest = 127 if torch.cpu._is_vnni_supported() else 63
+        self.scale = (weight.abs().amax(dim=1) / largest).clamp(min=1e-12)
         whole = (weight / self.scale[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)

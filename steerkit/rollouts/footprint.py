@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from steerkit.models.caching import has_running_state
-from steerkit.rollouts.teacher_forcing import Branches, predicting_states
+from steerkit.rollouts.prompt_pass import Branches
+from steerkit.rollouts.teacher_forcing import predicting_states
 
 if TYPE_CHECKING:
     from steerkit.models import SteeredModel

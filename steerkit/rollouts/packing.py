@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from steerkit.rollouts.beginnings import common_prefix
+
 if TYPE_CHECKING:
-    from steerkit.rollouts.teacher_forcing import Branches
+    from steerkit.rollouts.prompt_pass import Branches
 
 Pieces = list[tuple[int, list[int]]]
 """(group, some of its completions)"""
@@ -21,7 +23,38 @@ _MOST_LENGTHS = 64
 """Lengths that are told apart when micro-batches are cut."""
 
 
-def micro_batches(groups: Sequence[Branches], token_budget: int, shared_prompts: bool = True) -> Iterator[Pieces]:
+_PROMPT_SHARE = 3
+"""Prompts that wait for the completions of several micro-batches take at most 1 / 3 of the tokens."""
+
+
+def prompt_batches(groups: Sequence[Branches], token_budget: int) -> Iterator[tuple[list[int], int]]:
+    """Groups whose prompts run together, before their completions in several micro-batches.
+
+    Yields:
+        (group indices, tokens that are left for a micro-batch of their completions). Prompts of like length go
+        together; one that is too long alone goes alone.
+    """
+    order = sorted(range(len(groups)), key=lambda g: len(groups[g].prompt))
+    chosen: list[int] = []
+    for index in [*order, None]:
+        longer = [*chosen, index] if index is not None else chosen
+        if chosen and (index is None or _prompt_tokens(groups, longer) > token_budget // _PROMPT_SHARE):
+            yield chosen, max(1, token_budget - _prompt_tokens(groups, chosen))
+            longer = [index] if index is not None else []
+        chosen = longer
+
+
+def _prompt_tokens(groups: Sequence[Branches], chosen: Sequence[int]) -> int:
+    """Padded; what they begin with in common once."""
+    prompts = [groups[g].prompt for g in chosen]
+    width = max(map(len, prompts))
+    common = common_prefix(prompts) if len(prompts) > 1 else 0
+    return common + len(prompts) * (width - common)
+
+
+def micro_batches(
+    groups: Sequence[Branches], token_budget: int, shared_prompts: bool = True, apart: bool = False
+) -> Iterator[Pieces]:
     """Split groups into batches of at most about ``token_budget`` padded tokens.
 
     A row is as long as the longest of its batch, so completions of like length go together, where the padding that is
@@ -29,17 +62,19 @@ def micro_batches(groups: Sequence[Branches], token_budget: int, shared_prompts:
 
     Args:
         shared_prompts: False for families with a running state, where each completion runs with its own prompt.
+        apart: the prompts ran before (``prompt_batches``) and cost nothing here.
 
     Yields:
         Lists of (group index, completion indices). A group that is too large alone is split by its completions,
         sorted by length; a single completion over the budget goes alone.
     """
     whole = [(g, list(range(len(group.completions)))) for g, group in enumerate(groups)]
-    for pieces in _by_length(groups) if shared_prompts else [whole]:
-        yield from _within(groups, pieces, token_budget, shared_prompts)
+    cost = _apart_cost if apart else _cost if shared_prompts else _separate_cost
+    for pieces in _by_length(groups, apart) if shared_prompts else [whole]:
+        yield from _within(groups, pieces, token_budget, cost)
 
 
-def _by_length(groups: Sequence[Branches]) -> Iterator[Pieces]:
+def _by_length(groups: Sequence[Branches], apart: bool) -> Iterator[Pieces]:
     """The completions from short to long, cut where that makes the padded tokens of all parts fewest."""
     rows = sorted((len(row), g, k) for g, group in enumerate(groups) for k, row in enumerate(group.completions))
     ends = _ends([length for length, _, _ in rows])
@@ -54,7 +89,7 @@ def _by_length(groups: Sequence[Branches]) -> Iterator[Pieces]:
         tokens, at = _CALL, start
         for end in ends[found[start] :]:
             for _, g, _ in rows[at:end]:
-                if g not in prompts:
+                if not apart and g not in prompts:
                     prompts.add(g)
                     tokens += len(groups[g].prompt)
             at = end
@@ -81,10 +116,12 @@ def _ends(lengths: Sequence[int]) -> list[int]:
 
 
 def _within(
-    groups: Sequence[Branches], chosen: Iterable[tuple[int, list[int]]], budget: int, shared: bool
+    groups: Sequence[Branches],
+    chosen: Iterable[tuple[int, list[int]]],
+    budget: int,
+    cost: Callable[[int, int, int, int], int],
 ) -> Iterator[Pieces]:
     """Batches of these completions within the budget, prompts of like length together."""
-    cost = _cost if shared else _separate_cost
     pieces: Pieces = []
     for index, picks in sorted(chosen, key=lambda piece: len(groups[piece[0]].prompt)):
         prompt, completions = groups[index].prompt, groups[index].completions
@@ -116,6 +153,10 @@ def _within(
 def _cost(prompts: int, prompt_width: int, completions: int, completion_width: int) -> int:
     """Padded tokens of both passes, the completions' copies of the prompts' keys and values included."""
     return prompts * prompt_width + completions * (completion_width + prompt_width // _CACHE_SHARE)
+
+
+def _apart_cost(prompts: int, prompt_width: int, completions: int, completion_width: int) -> int:
+    return _cost(0, prompt_width, completions, completion_width)
 
 
 def _separate_cost(prompts: int, prompt_width: int, completions: int, completion_width: int) -> int:

@@ -11,8 +11,8 @@ from transformers import DynamicCache
 
 from steerkit.models.positions import mask_positions, positions_from_mask
 from steerkit.rollouts.beginnings import shared_tokens, steered_at
+from steerkit.rollouts.prompt_pass import left_pad
 from steerkit.rollouts.sampler import EncodedPrompt
-from steerkit.rollouts.teacher_forcing import left_pad
 
 if TYPE_CHECKING:
     from steerkit.models import SteeredModel

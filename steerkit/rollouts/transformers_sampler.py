@@ -9,8 +9,8 @@ import torch
 
 from steerkit.errors import SteerkitError
 from steerkit.models.positions import mask_positions, positions_from_mask
+from steerkit.rollouts.prompt_pass import left_pad
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
-from steerkit.rollouts.teacher_forcing import left_pad
 from steerkit.rollouts.uniforms import uniforms
 from steerkit.types import Rollout, RolloutGroup
 

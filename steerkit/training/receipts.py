@@ -9,7 +9,7 @@ import torch
 
 from steerkit.models.layout import hidden_of
 from steerkit.models.positions import positions_from_mask
-from steerkit.rollouts.teacher_forcing import left_pad
+from steerkit.rollouts.prompt_pass import left_pad
 
 if TYPE_CHECKING:
     from steerkit.training.data import PromptDataModule

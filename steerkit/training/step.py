@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import BrokenPolicy, TrainingError
+from steerkit.models import token_log_probs, token_log_probs_and_entropies
 from steerkit.models.caching import has_running_state
-from steerkit.rollouts import Branches, completion_log_probs, completion_log_probs_and_entropies, micro_batches
+from steerkit.rollouts import Branches, completion_log_probs, micro_batches
 from steerkit.rollouts.acceleration import accelerated_update
+from steerkit.rollouts.packing import Pieces, prompt_batches
+from steerkit.rollouts.prompt_pass import PromptPass, can_stand_apart
 from steerkit.types import RolloutGroup
 
 if TYPE_CHECKING:
@@ -70,16 +73,18 @@ def accumulate_gradients(
     ]
     total, gap, ratios = 0.0, 0.0, _Ratios()
     with accelerated_update(model):
-        for batch in _micro_batches(model, groups, chosen, micro_batch_tokens):
-            part = [Branches.of(groups[g], picks) for g, picks in batch]
+        for batch, part, prompts, is_last in _micro_batches(model, groups, chosen, micro_batch_tokens, pad_id):
             entropies = reference = None
+            states = prompts.states(part)
             if objective.needs_entropy:
-                log_probs, entropies = completion_log_probs_and_entropies(model, part, pad_id, temperature)
+                log_probs, entropies = token_log_probs_and_entropies(model, *states, temperature)
             else:
-                log_probs = completion_log_probs(model, part, pad_id, temperature)
+                log_probs = token_log_probs(model, *states, temperature)
             if objective.needs_reference:
                 with torch.no_grad(), model.disabled():
-                    reference = completion_log_probs(model, part, pad_id, temperature)
+                    reference = completion_log_probs(
+                        model, [Branches.of(groups[g], picks) for g, picks in batch], pad_id, temperature
+                    )
             picked = [(g, k) for g, picks in batch for k in picks]
             rollouts = [groups[g].rollouts[k] for g, k in picked]
             lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
@@ -108,22 +113,41 @@ def accumulate_gradients(
                     )
                 loss, total = loss + of_policy, total + value
             (backward or torch.Tensor.backward)(loss)
+            if is_last:
+                prompts.backward()
     return UpdateStats(total, sum(map(len, chosen)), gap, ratios.metrics())
 
 
 def _micro_batches(
-    model: SteeredModel, groups: Sequence[RolloutGroup], chosen: Sequence[Sequence[int]], tokens: int
-) -> Iterator[list[tuple[int, list[int]]]]:
-    """Lists of (group, its rollouts), none without a rollout: those together that start from the same block."""
+    model: SteeredModel, groups: Sequence[RolloutGroup], chosen: Sequence[Sequence[int]], tokens: int, pad_id: int
+) -> Iterator[tuple[Pieces, Pieces, PromptPass, bool]]:
+    """(groups with some of their rollouts, the same in the numbers of the prompt pass, the prompt pass, whether this is
+    its last micro-batch): those together that start from the same block.
+
+    Where one micro-batch can't hold all, the prompts run once for several micro-batches.
+    """
     by_layer: dict[int | None, list[int]] = {}
     for g, picks in enumerate(chosen):
         if picks:
             by_layer.setdefault(groups[g].stream_layer, []).append(g)
-    shared = not has_running_state(model.base)
+    shared, apart = not has_running_state(model.base), can_stand_apart(model)
     for members in by_layer.values():
         branches = [Branches.of(groups[g], chosen[g]) for g in members]
-        for batch in micro_batches(branches, tokens, shared):
-            yield [(members[i], [chosen[members[i]][k] for k in picks]) for i, picks in batch]
+        batches = list(micro_batches(branches, tokens, shared))
+        if len(batches) == 1 or not apart:
+            for batch in batches:
+                picked = [(members[i], [chosen[members[i]][k] for k in picks]) for i, picks in batch]
+                here = [Branches.of(groups[g], picks) for g, picks in picked]
+                alone = [(i, list(range(len(picks)))) for i, (_, picks) in enumerate(picked)]
+                yield picked, alone, PromptPass(model, here, pad_id), True
+            continue
+        for some, left in prompt_batches(branches, tokens):
+            own = [branches[i] for i in some]
+            prompts = PromptPass(model, own, pad_id, apart=True)
+            batches = list(micro_batches(own, left, apart=True))
+            for number, batch in enumerate(batches, 1):
+                picked = [(members[some[i]], [chosen[members[some[i]]][k] for k in picks]) for i, picks in batch]
+                yield picked, batch, prompts, number == len(batches)
 
 
 class _Ratios:

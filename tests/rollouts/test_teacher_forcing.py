@@ -14,7 +14,7 @@ from steerkit.rollouts import (
     completion_log_probs,
     completion_log_probs_and_entropies,
     micro_batches,
-    teacher_forcing,
+    prompt_pass,
 )
 from steerkit.rollouts.beginnings import shared_tokens
 from steerkit.rollouts.suffix import keep_stream, kept_layers
@@ -107,7 +107,7 @@ def with_and_without(model, groups, monkeypatch):
     for shared in (True, False):
         with monkeypatch.context() as patch:
             if not shared:
-                patch.setattr(teacher_forcing, "shared_tokens", lambda *_: 0)
+                patch.setattr(prompt_pass, "shared_tokens", lambda *_: 0)
             results.append(gradients(model, groups))
     handle.remove()
     (values, grads), (expected, wanted) = results

@@ -12,11 +12,11 @@ from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
 from steerkit.models import SteeredModel
 from steerkit.objectives import RLOO, leave_one_out_advantages
-from steerkit.rollouts import SamplingParams, teacher_forcing
+from steerkit.rollouts import SamplingParams
 from steerkit.rollouts.footprint import saved_for_backward
 from steerkit.rollouts.transformers_sampler import TransformersSampler
 from steerkit.testing import tiny_model
-from steerkit.training import memory
+from steerkit.training import memory, step
 
 TEXTS = ("Tom has 12 apples.", "Anna gives Tom 3 more. How many?", "12+3")
 
@@ -76,7 +76,7 @@ def test_the_gradient_is_that_of_an_undisturbed_step(setting, monkeypatch, caplo
 def test_gradients_of_a_cut_attempt_are_dropped(setting, monkeypatch):
     """The third micro-batch fails after two have left their part."""
     whole = gradients(setting, 400)[0]
-    calls, original = [], teacher_forcing.token_log_probs
+    calls, original = [], step.token_log_probs
 
     def third(*arguments):
         calls.append(1)
@@ -84,7 +84,7 @@ def test_gradients_of_a_cut_attempt_are_dropped(setting, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return original(*arguments)
 
-    monkeypatch.setattr(teacher_forcing, "token_log_probs", third)
+    monkeypatch.setattr(step, "token_log_probs", third)
     pieces, _, used = gradients(setting, 60)
     assert used == 30 and len(calls) > 6
     torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=1e-5)
