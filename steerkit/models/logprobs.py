@@ -33,7 +33,8 @@ def token_log_probs(
         chunk_size: rows a chunk; default: ``chunk_rows``.
 
     Returns:
-        [N] nats, fp32 (fp64 if the model is); differentiable in ``hidden`` (and in the unembedding, where that is trainable).
+        [N] nats, fp32 (fp64 if the model is); differentiable in ``hidden`` (and in the unembedding, where that is
+        trainable).
 
     Raises:
         SteerkitError: for a temperature or chunk size that is not positive, or shapes that do not match.

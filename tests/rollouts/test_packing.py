@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from steerkit.rollouts import Branches, micro_batches
-from steerkit.rollouts.packing import _CALL
+from steerkit.rollouts.packing import _CALL, prompt_batches
 
 
 def groups_of(lengths, prompts):
@@ -65,3 +65,20 @@ def test_many_lengths():
 def test_separate_rows_are_not_cut_by_length():
     groups = groups_of([[2, 300]] * 3, [5, 6, 7])
     assert len(list(micro_batches(groups, 10**9, shared_prompts=False))) == 1
+
+
+def test_prompts_before_their_completions_take_a_third_of_the_tokens():
+    groups = groups_of([[30] * 4] * 6, [20, 40, 30, 10, 50, 200])
+    for n, group in enumerate(groups):  # nothing in common
+        group.prompt[0] = n + 10
+    batches = list(prompt_batches(groups, 300))
+    assert batches == [([3, 0, 2], 210), ([1, 4], 200), ([5], 100)]  # by length; the last is too long alone
+    assert [chosen for chosen, _ in prompt_batches(groups, 10**9)] == [[3, 0, 2, 1, 4, 5]]
+    alike = groups_of([[30]] * 3, [90, 95, 100])
+    assert list(prompt_batches(alike, 400)) == [([0, 1, 2], 400 - 89 - 3 * 11)]  # what they begin with, once
+
+
+def test_prompts_that_ran_before_cost_nothing():
+    groups = groups_of([[30] * 4] * 2, [80, 80])
+    assert [len(batch) for batch in micro_batches(groups, 340)] == [1, 1]  # 80 + 4 * (30 + 10)
+    assert len(list(micro_batches(groups, 340, apart=True))) == 1

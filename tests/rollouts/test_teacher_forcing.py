@@ -7,7 +7,7 @@ import torch
 
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Gated, Static
-from steerkit.models import SteeredModel
+from steerkit.models import SteeredModel, token_log_probs
 from steerkit.models.positions import mask_positions
 from steerkit.rollouts import (
     Branches,
@@ -194,3 +194,27 @@ def test_micro_batches_lose_nothing_and_respect_the_budget():
         assert len(batch) * widest + n * longest <= 12 or n == 1
     assert len(list(micro_batches(GROUPS, 10_000))) == 1
     assert list(micro_batches([], 10)) == []
+
+
+@pytest.mark.parametrize("common", [0, 23])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox"])
+def test_gradients_that_wait_at_the_prompts(family, common):
+    """Three backward passes of completions and one through the prompts are one through all."""
+    model = SteeredModel(tiny_model(family), Static.build([HookPoint(0), HookPoint(2)], 32))
+    for seed, item in enumerate(model.interventions.values()):
+        randomize(item, seed, std=0.2)
+    groups = few_shot(common) if common else GROUPS
+    parts = [[(0, [0, 2])], [(0, [1]), (2, [0])], [(1, [0]), (2, [1])]]
+    found = []
+    for apart in (False, True):
+        model.zero_grad()
+        prompts = prompt_pass.PromptPass(model, groups, 0, apart)
+        assert bool(prompts.waiting) == apart
+        for part in parts:
+            log_probs = token_log_probs(model, *prompts.states(part))
+            (torch.linspace(-1, 1, len(log_probs)) * (1 + log_probs)).sum().backward(retain_graph=not apart)
+        prompts.backward()
+        found.append([item.vector.grad.clone() for item in model.interventions.values()])
+    for one, other in zip(*found, strict=True):
+        assert one.abs().max() > 1e-3
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

@@ -292,7 +292,7 @@ def test_written_again_it_is_the_same_and_old_figures_go(study: Path, tmp_path: 
 def test_texts_are_escaped(made: Made) -> None:
     assert "To␀�" in words(made.section("first_token"))
     assert "2026-11-25 13:51 UTC" in words(next(e for e in made.tree.iter(f"{HTML}header")))
-    assert "0.1, layer -1: 0.3" in words(made.section("accuracy"))
+    assert "0.1, last 0.3" in words(made.section("accuracy"))
     assert "random vector &lt;norm-matched&gt;" in made.page and "<norm-matched>" not in made.page
 
 
