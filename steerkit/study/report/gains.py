@@ -23,7 +23,8 @@ def shares_of_full(study: Study, temperature: str) -> list[Row]:
     ``gain_share`` resamples problems, all arms of a problem together, and training seeds. ``value`` and ``ci95`` are
     None where full fine-tuning's own gain may be 0. Empty without samples, base or full fine-tuning.
     """
-    evidence, found = Evidence(study.results, study.folder), []
+    evidence = Evidence(study.results, study.folder)
+    found: list[Row] = []
     for arm in study.arms:
         name = arm["arm"]
         if name in (BASE, FULL) or arm.get("role") == "base":
@@ -97,6 +98,7 @@ def _sentence(study: Study, t: str, rows: Sequence[Row]) -> str:
     shown = [row for row in steering if row["arm"] == "static_all" or row is best]
     parts = []
     for row in shown:
-        ends = interval(*(100 * end for end in row["ci95"]), "%")
+        low, high = row["ci95"]
+        ends = interval(100 * low, 100 * high, "%")
         parts.append(f"{study.label(row['arm'])} reaches {percent(100 * row['value'])} % of that gain ({ends})")
     return f"At temperature {t} {gain}; {listed(parts)}."
