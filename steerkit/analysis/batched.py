@@ -13,7 +13,7 @@ from steerkit.analysis.growth import Growth, batch_arguments, growing
 from steerkit.analysis.texts import Batch
 from steerkit.hookpoints import HookPoint
 from steerkit.models import SteeredModel
-from steerkit.rollouts.acceleration import accelerated_update
+from steerkit.rollouts.acceleration import frozen_products
 from steerkit.vectors import SteeringVector
 
 
@@ -42,7 +42,7 @@ class BatchedEngine(Engine):
             ids, mask = ids[: growth.rows(-1)], mask[: growth.rows(-1)]
         values: dict[HookPoint, Tensor] = {}
         with ExitStack() as stack:
-            stack.enter_context(accelerated_update(model))
+            stack.enter_context(frozen_products(model.base))
             if growth is not None and paths is not None:
                 stack.enter_context(growing(self.loaded, growth, paths))
             stack.enter_context(hooked(model, steered, visits, ids.shape[1], values, growth is not None))
