@@ -4,7 +4,7 @@ r"""How the cost of a step grows: seconds and peak memory against K, completion 
 
 A random Llama of 8 blocks, 256 wide, 4 prompts of 48 tokens; all else at K = 8, 64 tokens, all 8 layers, vocabulary
 8192 while one of them varies. Steered layers are the topmost ones. Rewards mixed in every group, default settings
-(so activations stay within ``memory_budget``, 2 GB). Each point is a process of its own; its memory is the peak above
+(so activations stay within ``memory_budget``, 1 GB). Each point is a process of its own; its memory is the peak above
 what it had after loading. Writes growth.json with two fits for each curve, and growth.png:
 
 - slope: least squares, seconds (or MB) for each further unit;
