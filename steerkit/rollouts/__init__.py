@@ -5,7 +5,7 @@ from steerkit.rollouts.prompt_pass import Branches
 from steerkit.rollouts.prompting import encode_prompts
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams
 from steerkit.rollouts.suffix import without_streams
-from steerkit.rollouts.teacher_forcing import completion_log_probs, completion_log_probs_and_entropies
+from steerkit.rollouts.teacher_forcing import completion_log_probs
 from steerkit.rollouts.uniforms import fold_seed, uniforms
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Sampler",
     "SamplingParams",
     "completion_log_probs",
-    "completion_log_probs_and_entropies",
     "encode_prompts",
     "fold_seed",
     "micro_batches",

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies, with gradient, of completions that were sampled before."""
+"""Log-probabilities, with gradient, of completions that were sampled before."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from steerkit.models import token_log_probs, token_log_probs_and_entropies
+from steerkit.models import token_log_probs
 from steerkit.rollouts.prompt_pass import Branches, PromptPass
 
 if TYPE_CHECKING:
@@ -22,13 +22,6 @@ def completion_log_probs(
     They are those of softmax(logits / temperature), and the gradient is that of separate rows.
     """
     return token_log_probs(model, *predicting_states(model, groups, pad_id), temperature)
-
-
-def completion_log_probs_and_entropies(
-    model: SteeredModel, groups: Sequence[Branches], pad_id: int, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """([N], [N]): ``completion_log_probs``, and the entropies (nats) of the distributions that the tokens come from."""
-    return token_log_probs_and_entropies(model, *predicting_states(model, groups, pad_id), temperature)
 
 
 def predicting_states(model: SteeredModel, groups: Sequence[Branches], pad_id: int) -> tuple[Tensor, Tensor]:

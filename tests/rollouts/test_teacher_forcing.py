@@ -7,17 +7,17 @@ import torch
 
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Gated, Static
-from steerkit.models import SteeredModel, token_log_probs
+from steerkit.models import SteeredModel, token_log_probs, token_log_probs_and_entropies
 from steerkit.models.positions import mask_positions
 from steerkit.rollouts import (
     Branches,
     completion_log_probs,
-    completion_log_probs_and_entropies,
     micro_batches,
     prompt_pass,
 )
 from steerkit.rollouts.beginnings import shared_tokens
 from steerkit.rollouts.suffix import keep_stream, kept_layers
+from steerkit.rollouts.teacher_forcing import predicting_states
 from steerkit.testing import FAMILIES, randomize, tiny_model
 from steerkit.token_masks import TokenMask
 
@@ -61,7 +61,7 @@ def test_entropies_are_those_of_the_predicting_positions():
     built = Static.build([HookPoint(1)], 32)
     randomize(built[HookPoint(1)], 0, std=0.5)
     model = SteeredModel(tiny_model("qwen2"), built)
-    log_probs, entropies = completion_log_probs_and_entropies(model, GROUPS, 0, 0.7)
+    log_probs, entropies = token_log_probs_and_entropies(model, *predicting_states(model, GROUPS, 0), 0.7)
     assert torch.equal(log_probs, completion_log_probs(model, GROUPS, 0, 0.7))
     expected = []
     for group in GROUPS:
