@@ -28,9 +28,16 @@ def ridge_map(donor: Tensor, recipient: Tensor, strength: float) -> Tensor:
 
 
 def procrustes_map(donor: Tensor, recipient: Tensor) -> Tensor:
-    """[D, E] the W with orthonormal rows or columns that brings X W nearest to Y but for length (Schoenemann 1966)."""
-    u, _, v = torch.linalg.svd(_centred(donor).T @ _centred(recipient), full_matrices=False)
-    return u @ v
+    """[D, E] the W with orthonormal rows or columns that brings X W nearest to Y but for length (Schoenemann 1966).
+
+    Few tokens leave directions undetermined: there the singular vectors are rounding, which another thread count or
+    kernel turns over, and W maps them to 0. Determined is what float32 streams can tell, the tolerance of
+    ``numpy.linalg.matrix_rank``.
+    """
+    cross = _centred(donor).T @ _centred(recipient)
+    u, s, v = torch.linalg.svd(cross, full_matrices=False)
+    kept = s > s[0] * max(cross.shape) * torch.finfo(torch.float32).eps
+    return u[:, kept] @ v[kept]
 
 
 def _centred(values: Tensor) -> Tensor:

@@ -73,15 +73,15 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         with _alone(out):  # said before the base is loaded and the data read
             if not options.restart:
                 _same_study(out, config)
-    loaded, prompt_tokens = base_and_data(config)
-    planner = make_planner(config, out, loaded, prompt_tokens)
-    check_commands(config, loaded, prompt_tokens)
+    loaded, lengths = base_and_data(config)
+    planner = make_planner(config, out, loaded, lengths)
+    check_commands(config, loaded, lengths)
     if options.dry_run:
         _say_plan(planner.plan, workers, full=True)
         from steerkit.doctor.memory import size
         from steerkit.study.cost import memory_of
 
-        each = memory_of(loaded, config, prompt_tokens)
+        each = memory_of(loaded, config, lengths)
         print(f"Memory: about {size(each)} a worker, {size(workers * each)} for {workers}.")
         return 0
     if options.restart and out.is_dir():
@@ -179,8 +179,8 @@ def _report(out: Path, config: StudyConfig) -> int:
 
     refuse_untyped_code(config.record())
     check_rules(config)
-    loaded, prompt_tokens = base_and_data(config)
-    planner = make_planner(config, out, loaded, prompt_tokens)
+    loaded, lengths = base_and_data(config)
+    planner = make_planner(config, out, loaded, lengths)
     with _alone(out):
         work = WorkList.open(out, planner.plan.items)
         work.restore()

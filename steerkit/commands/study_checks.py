@@ -19,6 +19,7 @@ from steerkit.study.config import StudyConfig
 
 if TYPE_CHECKING:
     from steerkit.models import LoadedModel
+    from steerkit.study.cost import PromptLengths
     from steerkit.study.plan import Plan, Planner
 
 
@@ -31,11 +32,13 @@ def check_rules(config: StudyConfig) -> None:
         import_module("steerkit.study.claims").parse_rules(config.claims)
 
 
-def base_and_data(config: StudyConfig) -> tuple[LoadedModel, int]:
-    """The base and the mean length of training prompts; a mistake in either shows now."""
+def base_and_data(config: StudyConfig) -> tuple[LoadedModel, PromptLengths]:
+    """The base and the lengths of training prompts; a mistake in either shows now."""
     from steerkit.commands.evaluate import default_device
     from steerkit.datasets import PromptTemplate, open_dataset
     from steerkit.models import load_model
+    from steerkit.rollouts.beginnings import common_prefix
+    from steerkit.study.cost import PromptLengths
 
     data, model = config.fit.get("data", {}), config.fit.get("model", {})
     source = open_dataset(data.get("dataset", "arithmetic"), config.data_root)
@@ -48,17 +51,18 @@ def base_and_data(config: StudyConfig) -> tuple[LoadedModel, int]:
     loaded = load_model(config.base, dtype=model.get("dtype", "auto"), device=default_device())
     template = PromptTemplate.from_dict(model.get("template") or {})
     shown = [template.render(loaded.tokenizer, example) for example in examples["train"][:16]]
-    lengths = [len(template.encode(loaded.tokenizer, text)) for text in shown]
-    return loaded, round(sum(lengths) / len(lengths))
+    encoded = [template.encode(loaded.tokenizer, text) for text in shown]
+    mean = round(sum(map(len, encoded)) / len(encoded))
+    return loaded, PromptLengths(mean, common_prefix(encoded) if len(encoded) > 1 else 0)
 
 
-def make_planner(config: StudyConfig, out: Path, loaded: LoadedModel, prompt_tokens: int) -> Planner:
+def make_planner(config: StudyConfig, out: Path, loaded: LoadedModel, lengths: PromptLengths) -> Planner:
     """The plan of a study in ``out``."""
     from steerkit.study.cost import Costs, core_speed, describe
     from steerkit.study.plan import Planner
     from steerkit.study.plan_analyses import add_analyses
 
-    base = describe(loaded, prompt_tokens)
+    base = describe(loaded, lengths)
     planner = Planner(config, out, base, Costs(base, core_speed()))
     planner.screen()
     planner.fits()
@@ -66,7 +70,7 @@ def make_planner(config: StudyConfig, out: Path, loaded: LoadedModel, prompt_tok
     return planner
 
 
-def check_commands(config: StudyConfig, loaded: LoadedModel, prompt_tokens: int) -> None:
+def check_commands(config: StudyConfig, loaded: LoadedModel, lengths: PromptLengths) -> None:
     """Let the verbs' own parsers read each command once, so that a typo shows before an hour of work.
 
     Raises:
@@ -75,7 +79,7 @@ def check_commands(config: StudyConfig, loaded: LoadedModel, prompt_tokens: int)
     from steerkit.commands import analyze, train
 
     with tempfile.TemporaryDirectory() as name:
-        planner = make_planner(config, Path(name), loaded, prompt_tokens)
+        planner = make_planner(config, Path(name), loaded, lengths)
         write_files(Path(name), config, planner.plan)
         seen = set()
         for item in planner.plan.items:

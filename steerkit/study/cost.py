@@ -40,7 +40,15 @@ class Base:
     n_layers: int
     parameters: int
     prompt_tokens: int = 100
-    """Of the training prompts, on average."""
+    """Of the training prompts, on average, without what all of them begin with: that is run once."""
+
+
+@dataclass(frozen=True)
+class PromptLengths:
+    """Tokens of the training prompts: on average, and what all of them begin with (a system text, worked examples)."""
+
+    mean: int
+    common: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,22 +122,22 @@ def core_speed(size: int = 768, seconds: float = 0.15) -> float:
         torch.set_num_threads(threads)
 
 
-def describe(loaded: LoadedModel, prompt_tokens: int) -> Base:
+def describe(loaded: LoadedModel, lengths: PromptLengths) -> Base:
     """Facts of a loaded model."""
     from steerkit.models.layout import text_config
 
     layers = int(text_config(loaded.base).num_hidden_layers)
-    return Base(layers, sum(p.numel() for p in loaded.base.parameters()), prompt_tokens)
+    return Base(layers, sum(p.numel() for p in loaded.base.parameters()), lengths.mean - lengths.common)
 
 
-def memory_of(loaded: LoadedModel, config: StudyConfig, prompt_tokens: int) -> float:
+def memory_of(loaded: LoadedModel, config: StudyConfig, lengths: PromptLengths) -> float:
     """Bytes of one worker in the largest of its fits: the doctor's estimate, the process, what full fine-tuning
     keeps."""
     from steerkit.doctor.memory import HEAP, Batch, measure
     from steerkit.doctor.subject import Subject
     from steerkit.training.memory import budget_bytes
 
-    base = describe(loaded, prompt_tokens)
+    base = describe(loaded, lengths)
     subject = Subject(loaded.base, loaded.tokenizer)
     subject.layout = loaded.layout
     costs, peak = measure(subject), 0.0
@@ -142,7 +150,7 @@ def memory_of(loaded: LoadedModel, config: StudyConfig, prompt_tokens: int) -> f
         batch = Batch(
             prompts=int(data.get("prompts_per_step", 16)) * policies,
             k=int(model.get("samples_per_prompt", 16)),
-            prompt_tokens=max(1, prompt_tokens),
+            prompt_tokens=max(1, lengths.mean),
             max_tokens=int(model.get("max_tokens", 128)),
         )
         intervention = model.get("intervention")

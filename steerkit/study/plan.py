@@ -66,8 +66,9 @@ class Planner:
         model, data = self.config.fit.get("model", {}), self.config.fit.get("data", {})
         flags: dict[str, Any] = {"model": self.config.base, "data": data.get("dataset"), "split": "train"}
         flags |= {name: model[name] for name in ("template", "max_tokens", "dtype") if name in model}
-        argv = self.argv("evaluate", [], flags | self.config.screen, "screen")
-        self.add(Item("screen", "screen", argv, "screen", [], self.costs.screen(self.config.screen)))
+        flags |= self.config.screen
+        self.add(Item("screen", "screen", self.argv("evaluate", [], flags, "screen"), "screen", [],
+                      self.costs.screen(flags)))  # fmt: skip
 
     def fits(self) -> None:
         """Choices, the runs that they compare, and the final runs; an arm after those that it depends on."""

@@ -45,6 +45,17 @@ def test_maps_by_construction():
     torch.testing.assert_close(half @ half.T, torch.eye(6, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+def test_rounding_does_not_decide_a_map_of_few_tokens():
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(5, 12, generator=generator), torch.randn(5, 9, generator=generator)
+    noise = 1e-7 * torch.randn(5, 9, generator=generator)
+    first, again = procrustes_map(x, y), procrustes_map(x, y + noise)
+    torch.testing.assert_close(again, first, atol=1e-5, rtol=0)
+    values = torch.linalg.svdvals(first)  # five tokens, centred: four directions, each of length 1
+    torch.testing.assert_close(values[:4], torch.ones(4, dtype=torch.float64))
+    assert values[4:].max() < 1e-9
+
+
 def test_layers_are_matched_by_depth():
     assert [matched_layer(k, 6, 9) for k in range(6)] == [0, 2, 3, 5, 6, 8]
     assert [matched_layer(k, 6, 3) for k in range(6)] == [0, 0, 1, 1, 2, 2]

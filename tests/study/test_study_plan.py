@@ -90,6 +90,8 @@ def test_a_screen_comes_first():
     assert items["screen"].argv[:4] == ["evaluate", "--model", "model", "--data"]
     assert items["screen"].argv[-2:] == ["--out", "out/screen"]
     assert all("screen" in items[name].needs for name in ("all/choose/0.1", "all/seed0", "layers/choose"))
+    flags = {"limit": 8, "k": 2, "max_tokens": settings()["fit"]["model"]["max_tokens"]}  # the fits' own, if not given
+    assert items["screen"].expected == Costs(BASE, 1e10).screen(flags)
 
 
 def test_what_is_not_installed_is_left_out_if_the_config_says_so():
