@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +11,15 @@ from torch import nn
 
 from steerkit import registry
 from steerkit.baselines import WeightAdapter
-from steerkit.errors import SteerkitError
+from steerkit.errors import SteerkitError, VectorError
 from steerkit.hookpoints import HookPoint, parse_layers
 from steerkit.interventions import Intervention
 from steerkit.models import LoadedModel, SteeredModel
 from steerkit.models.sites import inner_width
 from steerkit.token_masks import TokenMask
 from steerkit.vectors import SteeringVector
+
+log = logging.getLogger(__name__)
 
 
 def build_policy(
@@ -32,7 +35,8 @@ def build_policy(
     Args:
         layers: ``all``, a layer, or a list; a baseline that changes weights has its own settings instead.
         site: of layers given by number; default: the intervention's own.
-        vector: folder of a vector to start from; it brings its intervention, layers and token mask.
+        vector: folder of a vector to start from; it brings its intervention, layers and token mask. One of another
+            base (transferred, or the wrong one) is named in the log.
 
     Raises:
         SteerkitError: for settings that don't go together.
@@ -41,7 +45,12 @@ def build_policy(
         start = SteeringVector.from_pretrained(vector)
         if token_mask != "all":
             start = start.with_mask(token_mask)
-        return start.intervention, start.steer(loaded.base, loaded.layout)
+        policy = start.steer(loaded.base, loaded.layout)
+        try:
+            start.check_fits(loaded.base, same_base=True)
+        except VectorError as error:
+            log.warning("model.vector is of another base, and is used all the same: %s", error)
+        return start.intervention, policy
     settings: dict[str, Any] = dict(intervention) if isinstance(intervention, Mapping) else {"name": intervention}
     name = str(settings.pop("name", "static"))
     plugin = registry.resolve("interventions", name)
