@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -28,6 +29,19 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 * 2**20))
     return all(mallopt(key, value) == 1 for key, value in settings)
+
+
+def release_freed_memory() -> None:
+    """Hand freed blocks back to the kernel now: what ``keep_freed_memory`` keeps is of no use to a command of other
+    shapes, and a process that runs one command after another would grow with each."""
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except AttributeError:  # musl has no malloc_trim
+            pass
 
 
 def set_debug(on: bool) -> None:

@@ -7,7 +7,6 @@ parent is gone, and it ends at once, in the middle of whatever it does: two proc
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import queue
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from steerkit.registry import code_named_by
+from steerkit.runtime import release_freed_memory
 
 Call = Callable[[Sequence[str]], int]
 
@@ -45,7 +45,7 @@ def serve(call: Call, words: Sequence[str], trusted: bool) -> None:
                 request = requests.get()
                 began, spent = time.monotonic(), _processor()
                 code = _logged(call, request["argv"], Path(request["log"]))
-                gc.collect()
+                release_freed_memory()
                 reply = {"id": request["id"], "code": code, "seconds": round(time.monotonic() - began, 2)}
                 replies.write(json.dumps(reply | {"cpu_seconds": round(_processor() - spent, 2)}) + "\n")
                 replies.flush()
