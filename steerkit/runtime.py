@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from contextlib import suppress
 
 _debug = False
 
@@ -38,10 +39,8 @@ def release_freed_memory() -> None:
     if sys.platform.startswith("linux"):
         import ctypes
 
-        try:
+        with suppress(AttributeError):  # musl has no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)
-        except AttributeError:  # musl has no malloc_trim
-            pass
 
 
 def set_debug(on: bool) -> None:
