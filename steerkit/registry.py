@@ -23,6 +23,9 @@ from typing import Any
 
 from steerkit.errors import PluginError, SteerkitError
 
+_FILE_PREFIX = "steerkit_file_"
+"""Of the module names that files given as ``path.py:Name`` get."""
+
 KINDS = (
     "models",
     "interventions",
@@ -308,7 +311,7 @@ def _import_file(place: str, spec: str) -> Any:
         raise PluginError(f"No file {path} (from {spec!r}); write a path that exists, then ':Name'.")
     # A name of its own per file state: two files called reward.py don't meet, and an edited file is read anew.
     state = f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}"
-    name = f"steerkit_file_{path.stem}_{hashlib.sha1(state.encode()).hexdigest()[:12]}"
+    name = f"{_FILE_PREFIX}{path.stem}_{hashlib.sha1(state.encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)
@@ -330,7 +333,8 @@ def _attribute(module: Any, name: str, spec: str) -> Any:
         return reduce(getattr, name.split("."), module)
     except AttributeError as error:
         public = [key for key in vars(module) if not key.startswith("_")]
-        raise PluginError(f"{module.__name__} has no {name!r} (from {spec!r}).{did_you_mean(name, public)}") from error
+        place = Path(module.__file__).name if module.__name__.startswith(_FILE_PREFIX) else module.__name__
+        raise PluginError(f"{place} has no {name!r} (from {spec!r}).{did_you_mean(name, public)}") from error
 
 
 def _missing(kind: str, group: str, name: str, found: list[Entry]) -> str:

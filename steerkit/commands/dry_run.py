@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from steerkit.commands.dry_run_rewards import rewards_row
 from steerkit.commands.evaluate import default_device
 from steerkit.datasets import open_dataset
 from steerkit.datasets.records import Records
@@ -255,6 +256,10 @@ def _memory(plan: _Plan, cost: Cost, prompts: Sequence[EncodedPrompt], process: 
             (("sampling", costs.sampling(batch)), ("update", costs.update(batch)))}  # fmt: skip
 
 
+def _rewards(plan: _Plan) -> Row:
+    return rewards_row(plan.model.rubric, plan.data.examples("train")[:2] if plan.found else [])
+
+
 def _tiny(plan: _Plan) -> Row:
     """One step of ``fit`` itself on a tiny random model of the family, with this config's template and data."""
     family = plan.shape.model_type if plan.shape is not None else None
@@ -320,6 +325,7 @@ _CHECKS: dict[str, Callable[[_Plan], Row | Iterator[Row]]] = {
     "prompts": _prompts,
     "trained": _trained,
     "memory": _step,
+    "rewards": _rewards,
     "one step": _tiny,
 }
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import tempfile
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -95,12 +96,29 @@ def check_commands(config: StudyConfig, loaded: LoadedModel, lengths: PromptLeng
                 elif item.kind in ("fit", "sweep") and arm not in seen:
                     seen.add(arm)
                     words = [_readable(word) for word in item.argv[1:] if word != "--allow_code"]
+                    _check_plugins(planner.plan.files[f"arms/{arm}/fit.yaml"].get("model", {}))
                     with redirect_stdout(io.StringIO()):
                         train.run("fit", [*words, "--print_config"])
             except SteerkitError as error:
                 raise SteerkitError(f"{item.id}: {error}") from None
             except SystemExit:
                 pass  # --print_config ends this way
+
+
+def _check_plugins(model: Mapping[str, Any]) -> None:
+    """The names that a fit would look up only when it begins.
+
+    Raises:
+        SteerkitError: none of that name, or settings that it does not take.
+    """
+    from steerkit.rewards import Rubric
+
+    Rubric(model.get("rewards", "verifiable"))
+    registry.build("objectives", model.get("objective", "rloo"))
+    registry.build("samplers", model.get("sampler", "fast"))
+    intervention = model.get("intervention", "static")
+    name = intervention.get("name", "static") if isinstance(intervention, Mapping) else intervention
+    registry.resolve("interventions", str(name))
 
 
 def _readable(word: str) -> str:

@@ -6,8 +6,10 @@ import asyncio
 import inspect
 import math
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from steerkit.errors import SteerkitError
@@ -52,13 +54,20 @@ def call_reward(
     except SteerkitError:
         raise
     except Exception as error:
-        raise SteerkitError(f"Reward '{name}' raised {type(error).__name__}: {error}") from error
+        raise SteerkitError(f"Reward '{name}' raised {type(error).__name__}: {error}{_where(error)}") from error
     if not hasattr(values, "__iter__") or isinstance(values, (str, bytes, Mapping)):
         raise SteerkitError(f"Reward '{name}' must return a list, one number per completion, got {values!r:.80}.")
     items = list(values)
     if len(items) != len(completions):
-        raise SteerkitError(f"Reward '{name}' returned {len(items)} items for {len(completions)} completions.")
+        raise SteerkitError(f"Reward '{name}' returned {len(items)} items for {len(completions)} completions: return "
+                            "one number (or None) for each.")  # fmt: skip
     return [_number(name, index, item) for index, item in enumerate(items)]
+
+
+def _where(error: Exception) -> str:
+    """The line of the innermost call, which for most rewards is the author's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if len(frames) > 1 else ""
 
 
 def _accepted(name: str, reward: RewardFunction, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def reward_checks(
 class _Contract:
     def __init__(self, reward: Any, examples: Sequence[Example]) -> None:
         self.reward = reward
-        self.groups = [_group(example) for example in examples[:4]]
+        self.groups = [made_up_group(example) for example in examples[:4]]
         self.arguments = _arguments(self.groups)
 
     def score(self, arguments: dict[str, list[Any]], fresh: bool = True) -> list[float | None]:
@@ -138,7 +138,7 @@ async def _result(values: Any) -> Any:
     return await values
 
 
-def _group(example: Example) -> RolloutGroup:
+def made_up_group(example: Example) -> RolloutGroup:
     """What a model may say: right, wrong, nothing, broken, foreign, long, and cut off."""
     texts = [
         f"The answer is \\boxed{{{example.answer}}}.",

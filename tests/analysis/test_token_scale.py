@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steerkit.analysis import TokenScale, draw
+from steerkit import registry
+from steerkit.analysis import TokenScale, Work, draw, gates, of_prompts
+from steerkit.analysis.engine import make_engine
 from steerkit.analysis.gates import shuffled_gate, untrained_gate
+from steerkit.analysis.parts import Parts
 from steerkit.analysis.plots import Tokens
 from steerkit.analysis.texts import Text
 from steerkit.analysis.token_scale import segments_of
@@ -205,3 +208,29 @@ def test_it_samples_from_the_steered_model():
     with torch.no_grad():
         for position in range(3, len(ids)):
             assert int(model(torch.tensor([ids[:position]])).logits[0, -1].argmax()) == ids[position]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite"])
+@pytest.mark.parametrize("intervention", ["tokenwise", "gated"])
+def test_one_run_reads_what_all_hook_points_are_given(family, intervention, monkeypatch):
+    """Against a run a hook point, steered below it alone."""
+    contract = _Contract(TokenScale(), family)
+    vector = contract.vector(intervention)
+    plugin = registry.resolve("interventions", intervention)
+    points = list(vector.tensors)
+    assert len(points) > 1
+    vectors, settings = {"v": vector}, (0, 4096, Parts(None, {}))
+    with make_engine("batched", contract.loaded) as engine:
+        work = Work(contract.loaded, vectors, contract.prompts, engine, *settings)
+        batch = next(iter(work.batches(of_prompts(work.prompts))))
+        runs = []
+        run = work.engine.run
+        monkeypatch.setattr(work.engine, "run", lambda *given, **named: runs.append(1) or run(*given, **named))
+        found = gates._what_is_read(work, batch, vector, points)
+        assert len(runs) == 1 if intervention == "tokenwise" else len(runs) <= len(points) + 1
+        for point in points:
+            below = {p: named for p, named in vector.tensors.items() if p < point}
+            places = gates._places(plugin, point)
+            trace = run(batch, replace(vector, tensors=below) if below else None, places)
+            truth = torch.stack([trace[place] for place in places]).sum(0)
+            torch.testing.assert_close(found[point], truth, atol=2e-4, rtol=2e-4)

@@ -53,6 +53,7 @@ def test_a_paper_config_is_ready_where_model_and_data_are(path, hub, capsys):
     assert "train 39" in said and "314 steps are 3.2 passes" in said  # of the 400 problems about 1 % is kept
     assert "96 numbers" in said and "with a chat template" in said and "peak" in said and "a step" in said
     assert "one step pass" in said and "its own template and data" in said
+    assert "rewards pass" in said and "-1 to 1 on 16 made-up completions" in said
     assert not (hub / "runs").exists()
 
 
@@ -77,6 +78,23 @@ def test_what_is_not_there_is_named_in_one_line_each(hub, capsys, monkeypatch):
     assert "No model 'Qwen/Qwen2.5-1.5B'" in said and "--model.base FOLDER" in said
     assert "nobody/nothing" in said and "--data_root" in said
     assert "Not ready: base, tokenizer, data." in said and "memory skipped needs 'base'" in said
+
+
+def test_a_reward_is_tried_before_hours_are_spent(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "def silent(completions, **columns):\n    return [None] * len(completions)\n"
+        "def flat(completions, **columns):\n    return [1.0] * len(completions)\n"
+        "def broken(completions, **columns):\n    return completions[0].nothing\n"
+    )
+    rows = {}
+    for name in ("silent", "flat", "broken"):
+        reward = f"{tmp_path / 'mine.py'}:{name}"
+        small = ["--model.max_tokens", "8", "--data.prompts_per_step", "2", "--model.samples_per_prompt", "2"]
+        code = main(["fit", "--dry_run", "--allow_code", "--model.rewards", json.dumps([reward]), *small])
+        rows[name] = code, " ".join(capsys.readouterr().out.split())
+    assert rows["silent"][0] == 1 and "no reward says anything" in rows["silent"][1]
+    assert rows["flat"][0] == 0 and "all alike" in rows["flat"][1]
+    assert rows["broken"][0] == 1 and "AttributeError" in rows["broken"][1] and "line 6" in rows["broken"][1]
 
 
 def test_it_belongs_to_fit(capsys):

@@ -141,6 +141,8 @@ def test_dry_run_starts_nothing(tmp_path, monkeypatch, capsys):
         ({"arms": {"a": {"lr": "x"}}}, "arms.a: lr must be"),
         ({"base": "modl"}, "modl"),
         ({"fit": {"model": {"max_tokns": 4}}}, "all/choose/0.1: There is no setting"),
+        ({"fit": {"model": {"rewards": "verifable"}}}, "all/choose/0.1: No reward named 'verifable'"),
+        ({"fit": {"model": {"intervention": "tokenwsie"}}}, "all/choose/0.1: No intervention named"),
         ({"analyses": {"geometry": {"arms": ["all"], "options": {"control": 3}}}}, "Did you mean '--controls'"),
         ({"fit": {"data": {"dataset": "arithmetics"}}}, "arithmetics"),
         ({"choice": {"enabld": False}}, "Did you mean 'choice.enabled'"),

@@ -18,8 +18,8 @@ def layers(study: Study) -> Section:
     single = [arm for arm in study.arms if arm["arm"].startswith("static_") and len(arm.get("layers") or []) == 1]
     single.sort(key=lambda arm: arm["layers"][0])
     if len(single) < 2:
-        words = "One arm has" if single else "No arm has"
-        return Section("layers", title, question, missing=[f"{words} a static vector at one layer: no sweep."])
+        words = "One static arm stands" if single else "No static arm stands"
+        return Section("layers", title, question, missing=[f"{words} at a layer of a sweep (each_layer): no sweep."])
     x = [arm["layers"][0] for arm in single]
     t = falling(study)[0]
     series = [series_of(f"one layer, T={t}", [accuracy(arm, t) for arm in single]) for t in falling(study)]

@@ -20,13 +20,18 @@ def curves(study: Study) -> Section:
     """A figure of up to six arms each, by role; single layers apart."""
     title, question = "Learning curves", "How fast does each arm learn, and does it stay?"
     found: dict[str, list[tuple[Arm, Series, list[int]]]] = {}
+    unjudged = []
     for arm in ordered(study):
         made = _curve(study, arm)
+        if made is None and study.curves(arm, "reward"):
+            unjudged.append(study.label(arm["arm"]))
         if made is not None:
             one_layer = arm.get("role") == "steering" and len(arm.get("layers") or []) == 1
             found.setdefault("one layer" if one_layer else group(arm), []).append((arm, *made))
+    silent = [f"Not judged while they trained, since none of their rewards is a verifier: {', '.join(unjudged)}."]
     if not found:
-        return Section("curves", title, question, missing=["No run left a metrics.csv."])
+        missing = silent if unjudged else ["No run left a metrics.csv."]
+        return Section("curves", title, question, missing=missing)
     pictures = []
     for name, of_group in found.items():
         parts = [of_group[start : start + TOGETHER] for start in range(0, len(of_group), TOGETHER)]
@@ -38,10 +43,11 @@ def curves(study: Study) -> Section:
     shown = [(arm, series) for of_group in found.values() for arm, series, _ in of_group]
     best, worst = (pick(shown, key=lambda pair: pair[1].y[-1] or 0.0) for pick in (max, min))
     arms = [arm for arm, _ in shown]
+    highest = f"At the end of training {best[1].name} stands highest ({percent(best[1].y[-1])} %)"
+    says = [f"{highest}, {worst[1].name} lowest ({percent(worst[1].y[-1])} %)."] if len(shown) > 1 else []
     block = Block(
         pictures,
-        [f"At the end of training {best[1].name} stands highest ({percent(best[1].y[-1])} %), {worst[1].name} lowest "
-         f"({percent(worst[1].y[-1])} %)."],
+        says + (silent if unjudged else []),
         f"Means over seeds of a moving mean over {WINDOW} steps; bands go from the lowest to the highest seed. "
         "These are the samples of training, not the test set.",
         command=first_command(arms),
