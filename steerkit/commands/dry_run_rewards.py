@@ -1,4 +1,4 @@
-"""The row of ``steerkit fit --dry_run`` on rewards: its step on a tiny model uses a random one, so they are tried here."""
+"""The row of ``fit --dry_run`` on rewards: its step on a tiny model uses a random one, so the run's own are tried here."""
 
 from __future__ import annotations
 
