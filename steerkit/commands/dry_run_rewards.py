@@ -1,4 +1,4 @@
-"""The row of ``fit --dry_run`` on rewards: its step on a tiny model uses a random one, so the run's own are tried here."""
+"""``fit --dry_run``, the row on rewards: its step on a tiny model uses a random one, so the run's own are tried here."""
 
 from __future__ import annotations
 
