@@ -1,4 +1,4 @@
-"""``fit --dry_run``, the row on rewards: its step on a tiny model uses a random one, so the run's own are tried here."""
+"""The row on rewards of ``fit --dry_run``: its step on a tiny model uses a random one, so the run's own are tried."""
 
 from __future__ import annotations
 
