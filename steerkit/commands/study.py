@@ -34,7 +34,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--config", action="config", help="YAML file with the study")
     add("--out", required=True, help="folder of the study; a killed one goes on there")
-    add("--quick", action="store_true", help="the short form: what the config's 'quick' makes other")
+    add("--quick", action="store_true", help="the short form: with the config's quick_changes laid over the rest")
     add("--dry_run", action="store_true", help="check, print the items with expected time and memory, and stop")
     add("--workers", type=int | None, default=None, help="processes; default: one a core")
     add("--report_only", action="store_true", help="verdicts and report again, from what is in --out")

@@ -296,6 +296,10 @@ class SteerkitCLI(LightningCLI):
         if self.model.sweep.on:
             plot_sweep(report.evaluation.rows, run_dir / "sweep.png")
         print(f"Wrote {report.path}, {saved} and {run_dir / 'samples.parquet'}.")
+        if Path(saved).name == "vector":
+            given = f"--model {self.model.settings.base} --vector {saved}"
+            print(f"Next: steerkit chat {given}")
+            print(f"      steerkit analyze logit_lens {given} --out {run_dir / 'lens'}")
 
     def after_predict(self) -> None:
         """Write ``predictions.parquet``."""
