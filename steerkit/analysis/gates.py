@@ -115,13 +115,13 @@ def _what_is_read(
         return {point: torch.zeros(*batch.ids.shape, work.d_model, device=batch.ids.device) for point in points}
 
     if plugin.reads == "module_input":  # which its own steering does not change: one run serves all
-        inputs = {point: _places(plugin, point)[0] for point in points}
+        inputs = {point: read_places(plugin, point)[0] for point in points}
         trace = work.engine.run(batch, vector, list(inputs.values()))
         return {point: trace[place] for point, place in inputs.items()}
 
     def alone(point: HookPoint) -> Tensor:
         """By a run without it: engines read after steering."""
-        places = _places(plugin, point)
+        places = read_places(plugin, point)
         below = {p: named for p, named in vector.tensors.items() if p < point}
         trace = work.engine.run(batch, replace(vector, tensors=below) if below else None, places)
         return torch.stack([trace[place] for place in places]).sum(0)
@@ -154,7 +154,7 @@ def _alike(got: Tensor, truth: Tensor) -> bool:
     return bool((got - truth).abs().max() <= tolerance * truth.abs().max().clamp_min(1e-30))
 
 
-def _places(plugin: type[Intervention], point: HookPoint) -> list[HookPoint]:
+def read_places(plugin: type[Intervention], point: HookPoint) -> list[HookPoint]:
     """The places whose sum an intervention reads. They are read in a run without it: engines read after steering."""
     if plugin.reads == "module_input":
         if point.site != "down_proj":

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from steerkit import registry
 from steerkit.analysis.base import Analyzer
+from steerkit.analysis.gates import read_places
 from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
 from steerkit.analysis.statistics import row
 from steerkit.analysis.texts import of_prompts
 from steerkit.analysis.work import Work
 from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
+from steerkit.interventions import Intervention
 from steerkit.token_masks import TokenMask
 from steerkit.vectors import SteeringVector
 from steerkit.vectors.algebra import directions
@@ -95,25 +97,32 @@ class Geometry(Analyzer):
     ) -> list[dict[str, Any]]:
         vector = work.vectors[name]
         constant = registry.resolve("interventions", vector.intervention).constant
+        measured = {} if constant else self._added_norms(work, vector)
         rows = []
         for point, direction in flat.items():
             keys: dict[str, Any] = {"vector": name, "point": str(point)}
             size = float(direction.norm())
-            added = size if constant else self._added_norms(work, vector.at(str(point)), point)
+            added = measured.get(point, size)
             rows.append(row("norm", size, seed=work.seed, **keys))
             stream = residual[HookPoint(point.layer)]
             rows.append(row("norm / residual norm", (added / stream).tolist(), seed=work.seed, **keys))
         return rows
 
-    def _added_norms(self, work: Work, alone: SteeringVector, point: HookPoint) -> Tensor:
-        """[prompts] mean norm of what a vector that depends on the token adds at one hook point."""
-        texts = of_prompts(work.prompts)
-        found = torch.zeros(len(texts))
+    def _added_norms(self, work: Work, vector: SteeringVector) -> dict[HookPoint, Tensor]:
+        """Hook point -> [prompts] mean norm of what a vector that depends on the token adds there, steered there alone:
+        all of them on the base's own stream, so one run serves all."""
+        plugin: type[Intervention] = registry.resolve("interventions", vector.intervention)
+        texts, items = of_prompts(work.prompts), vector.to_interventions()
+        places = {point: read_places(plugin, point) for point in vector.tensors}
+        found = {point: torch.zeros(len(texts)) for point in places}
         for batch in work.batches(texts):
-            steered = work.engine.run(batch, alone, [point], token_mask="all")[point]
-            norms = (steered - work.engine.run(batch, read=[point])[point]).float().norm(dim=-1)
-            for row_, index in enumerate(batch.indices):
-                found[index] = norms[row_][batch.select(self.positions)[row_]].mean().cpu()
+            chosen = batch.select(self.positions)
+            trace = work.engine.run(batch, read=[place for of_point in places.values() for place in of_point])
+            for point, of_point in places.items():
+                stream = torch.stack([trace[place] for place in of_point]).sum(0)
+                norms = items[point].to(stream.device).delta(stream).detach().float().norm(dim=-1)
+                for row_, index in enumerate(batch.indices):
+                    found[point][index] = norms[row_][chosen[row_]].mean().cpu()
         return found
 
     def _rank_rows(self, name: str, flat: dict[HookPoint, Tensor], seed: int) -> list[dict[str, Any]]:

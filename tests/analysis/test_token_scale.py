@@ -230,7 +230,7 @@ def test_one_run_reads_what_all_hook_points_are_given(family, intervention, monk
         assert len(runs) == 1 if intervention == "tokenwise" else len(runs) <= len(points) + 1
         for point in points:
             below = {p: named for p, named in vector.tensors.items() if p < point}
-            places = gates._places(plugin, point)
+            places = gates.read_places(plugin, point)
             trace = run(batch, replace(vector, tensors=below) if below else None, places)
             truth = torch.stack([trace[place] for place in places]).sum(0)
             torch.testing.assert_close(found[point], truth, atol=2e-4, rtol=2e-4)
