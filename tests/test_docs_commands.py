@@ -34,6 +34,7 @@ PARSED_ONLY = {
     r"--protocol sinii2025": "reads its sets from the hub",
     r"--device cuda": "needs a GPU",
     r"tiny_(middle|last)\.yaml .*--run_dir runs/(first|middle|penultimate|last)": "two of the six like it are run",
+    r"smollm2": "needs plugins/steerkit-smollm2, real problems, vectors that train for a quarter of an hour",
     r"--sweep\.layers": "tests/training/test_sweep.py trains sweeps",
     r"configs/tiny_sweep\.yaml$": "18 policies are too many for a test; its page has a smaller one",
 }
