@@ -2,7 +2,7 @@ r"""Two curves: tokens/s against the batch size, and the step's time against the
 
     python benchmarks/curves.py [--form full|short|smoke] [--models smollm2-135m-instruct]
 
-Batch size: prompts x 8 samples (1, 2 and 4 rows: one prompt), full length, ours beside ``generate`` and beside the
+Batch size: prompts x 8 samples (1, 2 and 4 rows: one prompt), 32 tokens each (short: 16), ours beside ``generate`` and beside the
 limit of the linear layers. Steered layer: one static vector on that layer; sampling and update apart. Writes
 curves.json and curves.png.
 """
@@ -44,17 +44,13 @@ def batch_sizes(model: str, form: str) -> list[dict[str, float]]:
 def layers(model: str, form: str) -> list[dict[str, float]]:
     """Seconds of a step with a vector on one layer."""
     work, found = Workload(model, form), []
-    if form == "short":
-        work.form = replace(work.form, tokens=TOKENS[form])
+    work.form = replace(work.form, tokens=TOKENS[form])
     last = work.loaded.base.config.num_hidden_layers - 1
-    steps = {"full": 10, "short": 3, "smoke": 1}[form]
+    steps = {"full": 6, "short": 3, "smoke": 1}[form]
     with never_stopping(work.loaded):
         OurStep(work, layers=last).run(0)
         for layer in sorted({round(last * step / steps) for step in range(steps + 1)}):
-            step = OurStep(work, layers=layer)
-            if form == "full":
-                step.run(0)
-            timed = step.run(1)
+            timed = OurStep(work, layers=layer).run(1)
             found.append({"layer": layer, "sampling": timed.sampling, "update": timed.update})
             print(f"layer {layer}: sampling {timed.sampling:.3g} s, update {timed.update:.3g} s", flush=True)
     return found

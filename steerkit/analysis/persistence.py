@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from steerkit.analysis.base import Analyzer, at_least_one
 from steerkit.analysis.differences import problems
-from steerkit.analysis.engine import Trace
 from steerkit.analysis.result import AnalysisResult, Array, Findings, as_array
 from steerkit.analysis.statistics import array_intervals, row
 from steerkit.analysis.texts import Batch, Text
+from steerkit.analysis.variants import Variant, run_variants
 from steerkit.analysis.work import BASE_TEXTS, Work
 from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
@@ -37,6 +37,8 @@ JOINED = "joined"
 """The name of the map of several vectors that stand at one layer each (trained alone)."""
 _NOTHING = 1e-6
 """A difference below this share of the stream's norm is none: the vector's mask leaves the position out."""
+_AT_ONCE = 8
+"""Steered layers that are run together, with the base; the streams of all of them are held."""
 
 
 @final
@@ -128,51 +130,53 @@ class Persistence(Analyzer):
             for layer in layers
         }
         done = 0
-        for number, batch in enumerate(work.batches(texts)):
-            base = _Lazy(work, batch)  # one pass for all the layers of a batch, none if all are on disk
-            for layer, vector in layers.items():
-                label = f"sums {name}, layer {layer}, batch {number}"
-                part = work.part(label, partial(self._batch, work, batch, base, vector))
-                units, totals, counts = found[layer]
-                totals += part["totals"]
-                for row_, text in enumerate(batch.texts):
-                    units[order[text.id]] += part["units"][row_]
-                    counts[order[text.id]] += part["counts"][row_]
-                done += len(batch.texts)
+        for start in range(0, len(layers), _AT_ONCE):
+            chunk = list(layers)[start : start + _AT_ONCE]
+            for number, batch in enumerate(work.batches(texts, len(chunk) + 1)):
+                label = f"sums {name}, layers {chunk[0]} to {chunk[-1]}, batch {number}"
+                part = work.part(label, partial(self._batch, work, batch, [layers[layer] for layer in chunk]))
+                for k, layer in enumerate(chunk):
+                    units, totals, counts = found[layer]
+                    totals += part["totals"][k]
+                    for row_, text in enumerate(batch.texts):
+                        units[order[text.id]] += part["units"][k, row_]
+                        counts[order[text.id]] += part["counts"][k, row_]
+                done += len(batch.texts) * len(chunk)
                 work.progress(f"persistence, {name}", done, len(texts) * len(layers))
         return found
 
-    def _batch(self, work: Work, batch: Batch, base: _Lazy, vector: SteeringVector) -> dict[str, Tensor]:
+    def _batch(self, work: Work, batch: Batch, vectors: Sequence[SteeringVector]) -> dict[str, Tensor]:
+        """units: [vectors, B, L, D]; totals: [vectors, L, D]; counts: [vectors, B, L].
+
+        Each vector stands at one layer: its rows join the base's there, so the blocks below are run once for all.
+        """
         chosen, points = batch.select(self.positions), work.outputs()
-        steered = work.engine.run(batch, vector, points)
-        units = torch.zeros(len(batch.texts), len(points), work.d_model)
-        totals, counts = torch.zeros(len(points), work.d_model), torch.zeros(len(batch.texts), len(points))
-        for j in range(min(vector.tensors).layer, len(points)):
-            stream = base.trace[points[j]].double()
-            gap = steered[points[j]].double() - stream
-            size = gap.norm(dim=-1)
-            differs = chosen & (size > _NOTHING * stream.norm(dim=-1))
-            gap = gap.masked_fill(~differs[..., None], 0.0)
-            units[:, j] = (gap / size.clamp_min(1e-30)[..., None]).sum(1).float().cpu()
-            totals[j] = gap.sum((0, 1)).float().cpu()
-            counts[:, j] = differs.sum(1).float().cpu()
+        runs = run_variants(work.engine, batch, [Variant(), *map(Variant, vectors)], points)
+        shape = len(vectors), len(batch.texts), len(points)
+        units, counts = torch.zeros(*shape, work.d_model), torch.zeros(*shape)
+        totals = torch.zeros(len(vectors), len(points), work.d_model)
+        first = [min(vector.tensors).layer for vector in vectors]
+        # Ahead of the first steered token two runs are the same; in rows of one batch they may differ by rounding.
+        reached = [chosen & (batch.select(vector.token_mask).cumsum(1) > 0) for vector in vectors]
+        for j in range(min(first), len(points)):
+            stream = runs.of(0, points[j]).double()
+            norm = stream.norm(dim=-1)
+            for k in range(len(vectors)):
+                if j < first[k]:
+                    continue
+                gap = runs.of(k + 1, points[j]).double() - stream
+                size = gap.norm(dim=-1)
+                differs = reached[k] & (size > _NOTHING * norm)
+                gap = gap.masked_fill(~differs[..., None], 0.0)
+                units[k, :, j] = (gap / size.clamp_min(1e-30)[..., None]).sum(1).float().cpu()
+                totals[k, j] = gap.sum((0, 1)).float().cpu()
+                counts[k, :, j] = differs.sum(1).float().cpu()
         return {"units": units, "totals": totals, "counts": counts}
 
     def panels(self, result: AnalysisResult) -> list[Panel]:
         from steerkit.analysis.plots.persistence import panels
 
         return panels(result)
-
-
-class _Lazy:
-    """The base's streams of a batch, run when they are first asked for."""
-
-    def __init__(self, work: Work, batch: Batch) -> None:
-        self._work, self._batch = work, batch
-
-    @cached_property
-    def trace(self) -> Trace:
-        return self._work.engine.run(self._batch, read=self._work.outputs())
 
 
 def _maps(vectors: Mapping[str, SteeringVector]) -> dict[str, dict[int, SteeringVector]]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from steerkit.vectors import SteeringVector
 
 def build_parser(target: type[Analyzer]) -> Parser:
     """The options of ``steerkit analyze NAME``: those of every analyzer, and its own settings."""
-    parser = Parser(prog=f"steerkit analyze {target.name}", description=target.__doc__)
+    about = inspect.cleandoc(target.__doc__ or "").partition("\n\nArgs:")[0]  # each setting has its own line below
+    parser = Parser(prog=f"steerkit analyze {target.name}", description=about)
     add = parser.add_argument
     add("--config", action="config", help="YAML file with these options")
     add("--model", required=True, help="zoo name or plugin, local folder, or hub id")

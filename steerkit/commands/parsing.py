@@ -24,6 +24,7 @@ else:
 
 _KEY = re.compile(r'^Parser key "(?P<key>[^"]*)"(?: element \d+)?:\s*(?P<rest>.*)', re.DOTALL)
 _UNION = re.compile(r"Subtypes: \[?(?P<types>.*?)\]?\s*\n.*Given value: (?P<value>.*)$", re.DOTALL)
+_OF_GROUP = re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'")
 _UNKNOWN = re.compile(r"(?:does not accept option|Option|Key) '(?P<key>[^']+)'(?: is not (?:accepted|expected))?")
 _FLAG = re.compile(r"^unrecognized arguments: (?P<flag>--?[\w.+-]+)")
 _EXPECTED = re.compile(r"Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)$", re.DOTALL)
@@ -43,7 +44,7 @@ class OneLineErrors(_Base):
         """Raise what is wrong, and the nearest name."""
         if not getattr(self, "exit_on_error", True):  # jsonargparse tries one type after another in such a parser
             super().error(message, ex)  # type: ignore[call-arg]
-        parser = getattr(ex, "subcommand_parser", None) or self
+        parser = getattr(ex, "subcommand_parser", None) or _of_verb(self)
         options = [option for option in parser._option_string_actions if option.startswith("--")]
         raise SteerkitError(f"{explained(message, options)} See {_verb(parser)} --help.") from None
 
@@ -77,6 +78,9 @@ def explained(message: str, options: Iterable[str]) -> str:
     key, rest = "", message
     while found := _KEY.match(rest):
         key, rest = found["key"] or key, found["rest"]
+    if outside := _OF_GROUP.search(rest):
+        name = f"{outside['group']}.{outside['key']}"
+        return f"There is no setting {name!r}.{_near(name, plain)}"
     if unknown := _UNKNOWN.search(rest):
         name = unknown["key"] if not key or unknown["key"].startswith(f"{key}.") else f"{key}.{unknown['key']}"
         return f"There is no setting {name!r}.{_near(name, plain)}"
@@ -102,9 +106,14 @@ def _a(kind: str) -> str:
 
 def _near(name: str, options: Sequence[str]) -> str:
     """A name of another section, or without its section, is near too: ``--lr`` for ``--model.lr``."""
-    last = name.lstrip("-").rpartition(".")[2]
+    section, _, last = name.lstrip("-").rpartition(".")
     same = [option for option in options if option.lstrip("-").rpartition(".")[2] == last]
-    return f" Did you mean {same[0]!r}?" if same else did_you_mean(name, options)
+    if same:
+        return f" Did you mean {same[0]!r}?"
+    # Without the section, which would make the names look more different, or more alike, than they are.
+    kin = [option.removeprefix(f"{section}.") for option in options if section and option.startswith(f"{section}.")]
+    near = did_you_mean(last, kin)
+    return near.replace("mean '", f"mean '{section}.") if near else did_you_mean(name, options)
 
 
 def _sentence(text: str) -> str:
@@ -178,6 +187,12 @@ class ShortHelp(_Base):
                 group.title = title
             for action, text in texts:
                 action.help = text
+
+
+def _of_verb(parser: Any) -> Any:
+    """The parser of the verb that was called, where the mistake was found in that of all verbs."""
+    verbs = getattr(getattr(parser, "_subcommands_action", None), "_name_parser_map", {})
+    return next((verbs[word] for word in getattr(parser, "args", ()) if word in verbs), parser)
 
 
 def _verb(parser: argparse.ArgumentParser) -> str:

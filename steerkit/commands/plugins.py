@@ -89,11 +89,13 @@ def _check_kind(kind: str, options: argparse.Namespace, settings: dict[str, Any]
         raise PluginError(f"The setting {clash[0]!r} has the name of an option of this command: write a test instead.")
     checks = list_checks(options.name, **inputs, **settings)
     print(f"{kind} {options.name}")
-    broken = 0
+    broken, said = 0, ""
     for check in checks:
         reason = failure(check)
         broken += reason is not None
-        print(f"  pass  {check.name}" if reason is None else f"  FAIL  {check.name}: {reason}", flush=True)
+        told = "the same" if reason == said else reason  # one mistake can break every promise
+        print(f"  pass  {check.name}" if reason is None else f"  FAIL  {check.name}: {told}", flush=True)
+        said = reason or said
     return len(checks) - broken, broken
 
 

@@ -11,6 +11,7 @@ from steerkit.errors import SteerkitError
 from steerkit.evaluation.records import correct_table, judge_groups, sample_records
 from steerkit.evaluation.suite import Progress, Suite, measure
 from steerkit.models import LoadedModel, SteeredModel
+from steerkit.rewards import Rubric
 from steerkit.rewards.verifiable import Verifiable
 from steerkit.rollouts import SamplingParams
 from steerkit.types import Example
@@ -101,6 +102,7 @@ def evaluate(
     set_name: str = "",
     progress: Progress | None = None,
     judge: Verifiable | None = None,
+    rewards: Rubric | None = None,
 ) -> Evaluation:
     """Measure every arm at every temperature on the same problems with the same random numbers.
 
@@ -108,6 +110,7 @@ def evaluate(
 
     Args:
         judge: a verifier that is already running (it stays open); None starts the protocol's and closes it.
+        rewards: what the samples are scored by besides (``reward`` and ``reward_ci95`` of a row).
 
     Raises:
         DataError: if there is no problem, or one doesn't fit the context.
@@ -115,4 +118,4 @@ def evaluate(
     """
     protocol, prompt = protocol or Protocol(), prompt or PromptTemplate()
     suite = Suite({set_name: examples}).fit(loaded, arms, protocol, prompt)
-    return Evaluation(*measure(loaded, arms, suite, protocol, prompt, progress, judge))
+    return Evaluation(*measure(loaded, arms, suite, protocol, prompt, progress, judge, rewards=rewards))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from steerkit.evaluation.records import judge_groups, sample_records
+from steerkit.errors import SteerkitError
+from steerkit.evaluation.records import judge_groups, sample_records, with_rewards
+from steerkit.rewards import Rubric
 from steerkit.rewards.verifiable import Verifiable
 from steerkit.types import RolloutGroup
+
+log = logging.getLogger(__name__)
 
 _WAITING = 4096  # groups that may wait for their verdict before the sampler has to
 
@@ -25,10 +30,13 @@ class BackgroundJudge:
     Args:
         judge: the verifier and its rules.
         write: called in the thread with the records of the groups judged.
+        rewards: what else the samples are scored by; if one breaks its contract, a warning says so, and there are none.
     """
 
-    def __init__(self, judge: Verifiable, write: Callable[[list[dict[str, Any]]], None]) -> None:
-        self._judge, self._write = judge, write
+    def __init__(
+        self, judge: Verifiable, write: Callable[[list[dict[str, Any]]], None], rewards: Rubric | None = None
+    ) -> None:
+        self._judge, self._write, self._rewards = judge, write, rewards
         self._waiting: queue.Queue[tuple[Mapping[str, Any], RolloutGroup] | None] = queue.Queue(_WAITING)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="steerkit-judge", daemon=True)
@@ -74,8 +82,14 @@ class BackgroundJudge:
                     self._error = error
 
     def _record(self, items: list[tuple[Mapping[str, Any], RolloutGroup]]) -> None:
-        verdicts = judge_groups(self._judge, [group for _, group in items])
-        records = []
-        for (facts, group), row in zip(items, verdicts, strict=True):
-            records += sample_records([group], [row], facts)
+        groups = [group for _, group in items]
+        verdicts = judge_groups(self._judge, groups)
+        of_groups = [sample_records([group], [row], facts) for (facts, group), row in zip(items, verdicts, strict=True)]
+        if self._rewards is not None:
+            try:
+                with_rewards(self._rewards, groups, of_groups)
+            except SteerkitError as error:  # a side column is not worth the samples
+                log.warning("No rewards beside the accuracy: %s", error)
+                self._rewards = None
+        records = [record for of_group in of_groups for record in of_group]
         self._write(records)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerkit.evaluation.at_k import maj_at_k, pass_at_k
-from steerkit.evaluation.metrics import accuracy_interval, avg_at_k, mean_interval
+from steerkit.evaluation.metrics import accuracy_interval, avg_at_k, mean_interval, value_interval
+from steerkit.rewards import Rubric
 from steerkit.rewards.verifiable import Verifiable
 from steerkit.types import RolloutGroup, Verdict
 from steerkit.verifiers import fault_cause
@@ -62,6 +63,16 @@ def sample_records(
     ]
 
 
+def with_rewards(rubric: Rubric, groups: Sequence[RolloutGroup], records: Sequence[list[dict[str, Any]]]) -> None:
+    """Give each group's records (K of them) the column ``reward``: the rubric's sum; None where it has no opinion."""
+    for k in {len(group.rollouts) for group in groups}:
+        chosen = [index for index, group in enumerate(groups) if len(group.rollouts) == k]
+        totals = rubric.score([groups[index] for index in chosen]).total.tolist()
+        for index, row in zip(chosen, totals, strict=True):
+            for record, total in zip(records[index], row, strict=True):
+                record["reward"] = None if np.isnan(total) else total
+
+
 def by_problem(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """Problem id -> its samples, both in the order they come."""
     found: dict[str, list[Mapping[str, Any]]] = {}
@@ -85,7 +96,7 @@ def summarise(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]
     ``pass_at_k`` (for k = 1, 2, 4... up to the number of samples) and ``maj_at_k`` are there where a problem has
     several samples. ``boxed`` is the share of completions that hold a closed box, cut-off ones included;
     ``first_tokens`` are the five most frequent first token ids with their shares. Where every sample is a fault,
-    ``accuracy`` and ``ci95`` are None.
+    ``accuracy`` and ``ci95`` are None. ``reward`` is there if the samples were scored by rewards.
     """
     table = verdict_table(samples)
     judged = not np.isnan(table).all()
@@ -107,7 +118,20 @@ def summarise(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]
     }
     if table.shape[1] > 1 and judged:
         row |= _several(samples, table, seed)
-    return row
+    return row | _mean_reward(samples, seed)
+
+
+def _mean_reward(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """``reward`` and its interval over problems, where the samples have one; None if it had no opinion anywhere."""
+    if "reward" not in samples[0]:
+        return {}
+    given = [[s["reward"] for s in row if s["reward"] is not None] for row in by_problem(samples).values()]
+    means = np.array([np.mean(row) if row else np.nan for row in given])
+    if np.isnan(means).all():
+        return {"reward": None, "reward_ci95": None}
+    interval = value_interval(means, seed)
+    ends = None if np.isnan(interval.low) else [interval.low, interval.high]
+    return {"reward": interval.mean, "reward_ci95": ends}
 
 
 def fault_causes(samples: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -60,6 +60,7 @@ def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """Accuracy in percent with its 95 % interval: a row for each arm and temperature, by set where there are several.
 
     ``seen`` is the number of problems that stand in the training data; the column is there if it is not 0 or unknown.
+    ``reward`` is the mean of a run's own rewards, where they were asked for.
     """
     from rich import box
     from rich.table import Table
@@ -72,7 +73,9 @@ def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     table.collapse_padding = several
     for name in ("set", "arm")[not several :]:
         table.add_column(name, no_wrap=True)
-    for name in ("T", "acc. %", "95 % interval", "n x k", "tokens", "cut", "faults", *["seen"] * seen):
+    rewarded = any("reward" in row for row in rows)
+    more = [*["reward"] * rewarded, *["seen"] * seen]
+    for name in ("T", "acc. %", "95 % interval", "n x k", "tokens", "cut", "faults", *more):
         table.add_column(name, justify="right", no_wrap=True)
     previous: dict[str, Any] | None = None
     for row in rows:
@@ -81,9 +84,14 @@ def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
         if previous is not None and not same[0]:
             table.add_section()
         names = [row[name] if not all(same[: index + 1]) else "" for index, name in enumerate(groups)]
-        table.add_row(*map(Text, [*names, *_cells(row), *[str(row.get("seen_in_training", ""))] * seen]))
+        more = [*[_reward(row)] * rewarded, *[str(row.get("seen_in_training", ""))] * seen]
+        table.add_row(*map(Text, [*names, *_cells(row), *more]))
         previous = row
     return table
+
+
+def _reward(row: dict[str, Any]) -> str:
+    return "-" if row.get("reward") is None else f"{row['reward']:.3f}"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from steerkit.evaluation.journal import Journal, Key, sample_key
 from steerkit.evaluation.judging import BackgroundJudge
 from steerkit.evaluation.rows import result_rows
 from steerkit.models import LoadedModel, SteeredModel
+from steerkit.rewards import Rubric
 from steerkit.rewards.verifiable import Verifiable
 from steerkit.rollouts import EncodedPrompt, Sampler, SamplingParams, encode_prompts
 from steerkit.types import Example
@@ -116,6 +117,7 @@ def measure(
     progress: Progress | None = None,
     judge: Verifiable | None = None,
     journal: Journal | None = None,
+    rewards: Rubric | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Sample, judge and summarise every arm on every set with the same random numbers.
 
@@ -123,6 +125,7 @@ def measure(
         suite: problems that fit (``Suite.fit``).
         judge: a verifier that is already running (it stays open); None starts the protocol's and closes it.
         journal: keeps each sample on disk; what it has already is not sampled again.
+        rewards: what the samples are scored by besides (column ``reward``).
 
     Returns:
         The result rows and the sample records, both in a fixed order.
@@ -147,7 +150,7 @@ def measure(
 
     counter = _Counter(progress, arms, suite, protocol)
     try:
-        with BackgroundJudge(judge, keep) as background:
+        with BackgroundJudge(judge, keep, rewards) as background:
             for arm, model in zip(arms, models, strict=True):
                 _measure_arm(loaded, arm, model, suite, protocol, prompt, background, counter, journal)
     finally:

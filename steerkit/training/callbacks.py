@@ -172,7 +172,7 @@ class SampleTable(Callback):
 
         module = cast(SteeringModule, pl_module)
         table = Table(title=f"Samples at step {trainer.global_step}", title_justify="left", show_lines=True)
-        for column in ("problem", "completion", "answer", "verdict"):
+        for column in ("problem", "completion", "gold answer", "verdict"):
             table.add_column(column)
         for index, group in enumerate(module.last_groups[: self.n]):
             verdict = module.last_verdicts[index][0] if module.last_verdicts else None

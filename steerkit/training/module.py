@@ -308,8 +308,9 @@ class SteeringModule(L.LightningModule):
             "time/verify": judged - sampled,
             "time/update": done - judged,
         }
+        bar = set(IN_THE_BAR) - ({"accuracy"} if scores.verdicts is None else set())  # no reward judges: it is NaN
         for shown in (True, False):
-            values = {name: value for name, value in metrics.items() if (name in IN_THE_BAR) == shown}
+            values = {name: value for name, value in metrics.items() if (name in bar) == shown}
             self.log_dict(values, prog_bar=shown, batch_size=len(batch))
 
     # -- validation, test, prediction

@@ -120,6 +120,8 @@ def final_report(
         data.split_name(config.split),
         progress,
         module.judge,
+        # What is right or wrong alone has nothing to say beside the accuracy.
+        None if module.rubric.names == ["verifiable"] else module.rubric,
     )
     extra: dict[str, Any] = {
         "steps": module.last_step,

@@ -49,6 +49,13 @@ def test_vectors_figures_and_redrawing(folder, capsys):
     assert list(json.loads((folder / "named" / "analysis.json").read_text())["vectors"]) == ["a", "b"]
 
 
+def test_help_says_each_setting_once(folder, capsys):
+    with pytest.raises(SystemExit):
+        main(["analyze", "geometry", "--help"])
+    out = capsys.readouterr().out
+    assert "Args:" not in out and "--controls" in out and out.count("--controls CONTROLS") <= 2
+
+
 def test_settings_from_a_config(folder):
     (folder / "c.yaml").write_text("model: model\nvector: [one/vector]\ncontrols: 3\nlimit: 2\nfigures: false\n")
     assert main(["analyze", "geometry", "--config", "c.yaml", "--out", "out"]) == 0

@@ -17,6 +17,7 @@ from steerkit.evaluation.journal import Journal
 from steerkit.evaluation.suite import Suite, measure, plan_batches
 from steerkit.hookpoints import HookPoint
 from steerkit.models import load_model
+from steerkit.rewards import Rubric
 from steerkit.rewards.verifiable import Verifiable
 from steerkit.rollouts import EncodedPrompt
 from steerkit.types import Example, Verdict
@@ -228,3 +229,32 @@ def test_bad_input(loaded: Any, arms: list[Arm]) -> None:
     for settings in ({"seeds": 0}, {"k_of": {"long": 0}}, {"batch_tokens": 0}):
         with pytest.raises(SteerkitError, match="at least 1"):
             Protocol(**settings)
+
+
+def test_rewards_stand_beside_the_accuracy(loaded: Any, arms: list[Arm], whole: Any) -> None:
+    """One without an opinion on some samples, k of its own for each set and temperature."""
+
+    def length(completions: list[str], id: list[str], **columns: Any) -> list[float | None]:
+        return [None if name == "s1" else float(len(text)) for text, name in zip(completions, id, strict=True)]
+
+    rows, samples = run(loaded, arms, rewards=Rubric([length]))
+    assert [s | {"reward": None} for s in samples] == [s | {"reward": None} for s in whole[1]]
+    for sample in samples:
+        assert sample["reward"] == (None if sample["id"] == "s1" else len(sample["completion"]))
+    row = next(r for r in rows if (r["set"], r["arm"], r["temperature"]) == ("short", "steered", 1))
+    own = [s["reward"] for s in samples if (s["set"], s["arm"], s["temperature"]) == ("short", "steered", 1)]
+    known = [value for value in own if value is not None]
+    assert len(own) == 28 and len(known) == 24 and row["reward"] == pytest.approx(np.mean(known))
+    assert row["reward_ci95"][0] <= row["reward"] <= row["reward_ci95"][1]
+    assert "reward" not in whole[0][0]
+
+
+def test_a_reward_that_breaks_loses_no_sample(
+    loaded: Any, arms: list[Arm], whole: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(completions: list[str], **columns: Any) -> list[float]:
+        return [float("inf")] * len(completions)
+
+    rows, samples = run(loaded, arms, rewards=Rubric([breaks]))
+    assert rows == whole[0] and samples == whole[1]
+    assert sum("No rewards beside the accuracy" in message for message in caplog.messages) == 1

@@ -140,7 +140,14 @@ def test_dry_run_starts_nothing(tmp_path, monkeypatch, capsys):
         ({"arms": {"a": {"lrr": 1.0}}}, "arms.a: There is no setting 'lrr'. Did you mean 'lr'?"),
         ({"arms": {"a": {"lr": "x"}}}, "arms.a: lr must be"),
         ({"base": "modl"}, "modl"),
-        ({"fit": {"model": {"max_tokns": 4}}}, "all/choose/0.1: There is no setting"),
+        (
+            {"fit": {"model": {"max_tokns": 4}}},
+            "all/choose/0.1: There is no setting 'model.max_tokns'. Did you mean 'model.max_tokens'?",
+        ),
+        (
+            {"fit": {"data": {"n_tets": 4}}},
+            "all/choose/0.1: There is no setting 'data.n_tets'. Did you mean 'data.n_test'? See steerkit fit --help.",
+        ),
         ({"fit": {"model": {"rewards": "verifable"}}}, "all/choose/0.1: No reward named 'verifable'"),
         ({"fit": {"model": {"intervention": "tokenwsie"}}}, "all/choose/0.1: No intervention named"),
         ({"analyses": {"geometry": {"arms": ["all"], "options": {"control": 3}}}}, "Did you mean '--controls'"),

@@ -98,6 +98,14 @@ def test_fit_learns_and_leaves_a_complete_run_folder(work, capsys):
     assert trained["trainable_params"] == 64 and trained["optimizer_bytes"] == 512 and trained["seconds_per_step"] > 0
     samples = pq.read_table(run / "samples.parquet").to_pylist()
     assert len(samples) == 4 * (6 + 6 * 2)
+    # The run's own reward stands beside the accuracy, which knows nothing of it.
+    for row in results["rows"]:
+        own = [s for s in samples if (s["arm"], s["temperature"]) == (row["arm"], row["temperature"])]
+        shares = [sum(c in "aeiou " for c in s["completion"]) / max(1, len(s["completion"])) for s in own]
+        assert row["reward"] == pytest.approx(sum(shares) / len(shares), abs=1e-6)  # each problem has equally many
+        assert row["reward_ci95"][0] <= row["reward"] <= row["reward_ci95"][1]
+    assert trained["reward"] > results["rows"][0]["reward"]
+    assert " reward" in capsys.readouterr().out
     for name in ("config.yaml", "metrics.csv", "tensorboard", "checkpoints/step=00000010.ckpt"):
         assert (run / name).exists(), name
     state = torch.load(run / "checkpoints/step=00000010.ckpt", weights_only=True)["state_dict"]

@@ -80,11 +80,19 @@ TOPICS = (
 
 
 def sections(study: Study, most: int = 8) -> list[Section]:
-    """One for each analyzer that is named above, then one for every other in the study (a plugin's)."""
+    """One for each analyzer of the study: those named above, then every other (a plugin's). What it did not run is
+    one line at the end, not a row of empty sections.
+    """
     named = [topic.analyzer for topic in TOPICS]
     there = dict.fromkeys(record["analyzer"] for record in study.results.get("analyses") or [])
     others = [Topic(name, name, "What this analyzer found.", "") for name in there if name not in named]
-    return [_section(study, topic, most) for topic in [*TOPICS, *others]]
+    made = [_section(study, topic, most) for topic in [*TOPICS, *others]]
+    there_is = [section for section in made if section.blocks or section.missing]
+    absent = [topic.title for topic, section in zip(TOPICS, made, strict=False) if section not in there_is]
+    if not absent:
+        return there_is
+    note = f"The study ran none of these, by its config: {', '.join(absent)}."
+    return [*there_is, Section("not-run", "Not in this study", "Which analyses were not asked for?", missing=[note])]
 
 
 def _section(study: Study, topic: Topic, most: int) -> Section:
@@ -107,8 +115,6 @@ def _section(study: Study, topic: Topic, most: int) -> Section:
         blocks += [begins] if begins else []
     if topic.analyzer == "transfer" and len(blocks) > 1:
         blocks.insert(0, matrix(study, topic.look))
-    if not blocks and not missing:
-        missing = [f"The study ran no {topic.analyzer}."]
     return Section(re.sub(r"[^a-z0-9_]+", "-", topic.analyzer.lower()), topic.title, topic.question, blocks, missing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ def headline(study: Study) -> Section:
         [series_of(f"temperature {t}", [accuracy(arm, t) for arm in arms]) for t in falling(study)],
         "accuracy, %",
         [group(arm) for arm in arms],
-        (0.0, 100.0),
+        (0.0, _top(study)),
     )
     n, seeds = (study.results.get("test") or {}).get("n", NONE), study.results.get("seeds") or []
     block = Block(
@@ -83,6 +84,21 @@ def headline(study: Study) -> Section:
     return Section("accuracy", title, question, [block])
 
 
+def _top(study: Study) -> float:
+    """The end of the accuracy axis: 100 %, or the next ten above all intervals, so that small effects can be seen."""
+    ends = [accuracy(arm, t).get(key) for arm in study.arms for t in study.temperatures for key in ("value", "high")]
+    highest = max((end for end in ends if end is not None), default=100.0)
+    return min(100.0, 10.0 * math.ceil((highest + 2.0) / 10.0))
+
+
+def _apart(best: Arm, base: Arm | None, temperature: str) -> str:
+    """A remark where the two intervals overlap; nothing where they don't, or one is not known."""
+    ends = [accuracy(arm, temperature).get(key) for arm in (best, base) for key in ("low", "high")]
+    if None in ends or ends[0] > ends[3] or ends[1] < ends[2]:
+        return ""
+    return " Its interval overlaps the base's, so this alone does not tell them apart."
+
+
 def headline_sentences(study: Study) -> list[str]:
     """Base, full fine-tuning, and the best arm of steering and controls, at the highest temperature."""
     if not study.arms:
@@ -95,7 +111,9 @@ def headline_sentences(study: Study) -> list[str]:
         of_role = [arm for arm in study.arms if arm.get("role") == role and accuracy(arm, t).get("value") is not None]
         if of_role:
             best = max(of_role, key=lambda arm: accuracy(arm, t)["value"])
-            found.append(f"The best {words} is {study.label(best['arm'])}: {said(best, t)}.")
+            which = f"best of {len(of_role)} {words}s" if len(of_role) > 1 else f"only {words}"
+            apart = _apart(best, study.arm("base"), t)
+            found.append(f"The {which} is {study.label(best['arm'])}: {said(best, t)}.{apart}")
     return found
 
 
