@@ -89,13 +89,15 @@ def _check_kind(kind: str, options: argparse.Namespace, settings: dict[str, Any]
         raise PluginError(f"The setting {clash[0]!r} has the name of an option of this command: write a test instead.")
     checks = list_checks(options.name, **inputs, **settings)
     print(f"{kind} {options.name}")
-    broken, said = 0, ""
+    broken, said = 0, dict[str, str]()  # reason -> the check that gave it first
     for check in checks:
         reason = failure(check)
         broken += reason is not None
-        told = "the same" if reason == said else reason  # one mistake can break every promise
-        print(f"  pass  {check.name}" if reason is None else f"  FAIL  {check.name}: {told}", flush=True)
-        said = reason or said
+        if reason is None:
+            print(f"  pass  {check.name}", flush=True)
+            continue
+        first = said.setdefault(reason, check.name)  # one mistake can break every promise: it is told once
+        print(f"  FAIL  {check.name}: {reason if first == check.name else f'as in {first!r}'}", flush=True)
     return len(checks) - broken, broken
 
 

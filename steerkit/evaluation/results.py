@@ -70,11 +70,11 @@ def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     seen = any(row.get("seen_in_training") for row in rows)
     # Plain text cells (a vector's name may hold brackets), and a box narrow enough for 80 columns.
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE, padding=(0, 1), show_edge=False)
-    table.collapse_padding = several
     for name in ("set", "arm")[not several :]:
         table.add_column(name, no_wrap=True)
     rewarded = any("reward" in row for row in rows)
     more = [*["reward"] * rewarded, *["seen"] * seen]
+    table.collapse_padding = several or bool(more)
     for name in ("T", "acc. %", "95 % interval", "n x k", "tokens", "cut", "faults", *more):
         table.add_column(name, justify="right", no_wrap=True)
     previous: dict[str, Any] | None = None

@@ -96,7 +96,8 @@ def test_a_bad_one_says_what_is_wrong(folder: Path, capsys: pytest.CaptureFixtur
     )
     assert "checks, " in out.splitlines()[-1] and "failed." in out.splitlines()[-1]
     # The one mistake breaks several promises, and is told once.
-    assert out.count("returned 1 items for 16") == 1 and ": the same" in out
+    assert out.count("returned 1 items for 16") == 1
+    assert "an opinion on some completion: as in 'a finite number or None for each completion'" in out
 
 
 def test_settings_are_read_as_yaml(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
