@@ -2,9 +2,9 @@ r"""Two curves: tokens/s against the batch size, and the step's time against the
 
     python benchmarks/curves.py [--form full|short|smoke] [--models smollm2-135m-instruct]
 
-Batch size: prompts x 8 samples (1, 2 and 4 rows: one prompt), 32 tokens each (short: 16), ours beside ``generate`` and beside the
-limit of the linear layers. Steered layer: one static vector on that layer; sampling and update apart. Writes
-curves.json and curves.png.
+Batch size: prompts x 8 samples (1, 2 and 4 rows: one prompt), 32 tokens each (short: 16), ours beside ``generate`` and
+beside the limit of the linear layers. Steered layer: one static vector on that layer; sampling and update apart, 8
+prompts x 8 samples of as many tokens. Writes curves.json and curves.png.
 """
 
 from __future__ import annotations
