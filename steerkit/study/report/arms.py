@@ -94,7 +94,8 @@ def _top(study: Study) -> float:
 def _apart(best: Arm, base: Arm | None, temperature: str) -> str:
     """A remark where the two intervals overlap; nothing where they don't, or one is not known."""
     ends = [accuracy(arm, temperature).get(key) for arm in (best, base) for key in ("low", "high")]
-    if None in ends or ends[0] > ends[3] or ends[1] < ends[2]:
+    known = [float(end) for end in ends if end is not None]
+    if len(known) < 4 or known[0] > known[3] or known[1] < known[2]:
         return ""
     return " Its interval overlaps the base's, so this alone does not tell them apart."
 
