@@ -122,9 +122,14 @@ def summarise(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]
 
 
 def _mean_reward(samples: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """``reward`` and its interval over problems, where the samples have one; None if it had no opinion anywhere."""
-    if "reward" not in samples[0]:
+    """``reward`` and its interval over problems, where the samples have one; None if it had no opinion anywhere, or
+    broke on the way: a mean over what came before would be another one.
+    """
+    scored = sum("reward" in sample for sample in samples)
+    if not scored:
         return {}
+    if scored < len(samples):
+        return {"reward": None, "reward_ci95": None}
     given = [[s["reward"] for s in row if s["reward"] is not None] for row in by_problem(samples).values()]
     means = np.array([np.mean(row) if row else np.nan for row in given])
     if np.isnan(means).all():

@@ -14,6 +14,7 @@ from steerkit.datasets import PromptTemplate
 from steerkit.errors import DataError, SteerkitError, VectorError
 from steerkit.evaluation import Arm, Protocol, evaluate
 from steerkit.evaluation.journal import Journal
+from steerkit.evaluation.records import summarise
 from steerkit.evaluation.suite import Suite, measure, plan_batches
 from steerkit.hookpoints import HookPoint
 from steerkit.models import load_model
@@ -258,3 +259,12 @@ def test_a_reward_that_breaks_loses_no_sample(
     rows, samples = run(loaded, arms, rewards=Rubric([breaks]))
     assert rows == whole[0] and samples == whole[1]
     assert sum("No rewards beside the accuracy" in message for message in caplog.messages) == 1
+
+
+def test_a_mean_reward_is_that_of_all_samples_or_none(whole: Any) -> None:
+    """A reward that broke on the way has scored some samples of a row and not the others."""
+    samples = [s for s in whole[1] if (s["set"], s["arm"], s["temperature"]) == ("short", "base", 1)]
+    half = [s | {"reward": 1.0} if k < 5 else s for k, s in enumerate(samples)]
+    assert (summarise(half, 0)["reward"], summarise(half, 0)["reward_ci95"]) == (None, None)
+    assert summarise([s | {"reward": 1.0} for s in samples], 0)["reward"] == 1.0
+    assert "reward" not in summarise(samples, 0)
