@@ -11,13 +11,14 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import reduce
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -234,31 +235,58 @@ def instantiate(target: Callable[..., Any], settings: Mapping[str, Any], label: 
 
 
 def _entries(group: str, kind: str) -> list[Entry]:
+    paths = list(dict.fromkeys(map(str, sys.path)))
+    found: dict[tuple[str, str], Entry] = {}
+    for name, target, distribution, version in _advertised(tuple((path, _changed(path)) for path in paths)).get(
+        group, ()
+    ):
+        entry = Entry(kind, name, target, distribution, version)
+        key = (name, re.sub(r"[-_.]+", "-", distribution).lower())
+        seen = found.get(key)
+        # One distribution seen twice on sys.path is no clash: the first shadows the later, as for imports.
+        if seen is None or (seen.target == entry.target and not seen.version):
+            found[key] = entry
+    return sorted(found.values(), key=lambda entry: (entry.name, entry.distribution))
+
+
+def _changed(path: str) -> int:
+    """When something was last put into or taken from a folder of ``sys.path`` (ns; 0 if there is no such place)."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=8)
+def _advertised(paths: tuple[tuple[str, int], ...]) -> dict[str, list[tuple[str, str, str, str]]]:
+    """``{group: [(name, target, distribution, version), ...]}`` of steerkit's groups.
+
+    Kept as long as the folders' times stay as they are (as ``importlib.metadata`` keeps its listings): reading the
+    metadata of some fifty distributions takes 30 ms, and a vector names its intervention's plugin each time it is
+    used.
+
+    Args:
+        paths: of ``sys.path``, each with its ``_changed``.
+    """
     import configparser
 
     import entrypoints
 
     # Not get_group_all: it hides equal names of one distribution's older metadata, and only warns (without naming
     # the distribution) about entries that can't be parsed. repeated_distro="all" shows an editable install's
-    # dist-info beside a stale egg-info; the one with a version is kept below.
-    found: dict[tuple[str, str], Entry] = {}
+    # dist-info beside a stale egg-info; the one with a version is kept by the caller.
+    found: dict[str, list[tuple[str, str, str, str]]] = {}
     try:
-        for config, distro in entrypoints.iter_files_distros(
-            path=list(dict.fromkeys(map(str, sys.path))), repeated_distro="all"
-        ):
-            if not config.has_section(group):
-                continue
-            # raw: a '%' in a target is not configparser interpolation
-            for name, target in config.items(group, raw=True):
-                entry = Entry(kind, name, " ".join(target.split()), distro.name, distro.version or "")
-                key = (name, re.sub(r"[-_.]+", "-", distro.name).lower())
-                seen = found.get(key)
-                # One distribution seen twice on sys.path is no clash: the first shadows the later, as for imports.
-                if seen is None or (seen.target == entry.target and not seen.version):
-                    found[key] = entry
+        for config, distro in entrypoints.iter_files_distros(path=[path for path, _ in paths], repeated_distro="all"):
+            for group in filter(config.has_section, map(group_of, KINDS)):
+                # raw: a '%' in a target is not configparser interpolation
+                for name, target in config.items(group, raw=True):
+                    found.setdefault(group, []).append(
+                        (name, " ".join(target.split()), distro.name, distro.version or "")
+                    )
     except (configparser.Error, UnicodeDecodeError) as error:
         raise PluginError(f"An installed entry_points.txt can't be read: {' '.join(str(error).split())}") from error
-    return sorted(found.values(), key=lambda entry: (entry.name, entry.distribution))
+    return found
 
 
 def _only(kind: str, name: str, named: list[Entry]) -> Entry:
