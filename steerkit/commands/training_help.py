@@ -16,7 +16,7 @@ ABOUT: Mapping[str, str] = {
 """verb -> what it does."""
 
 _MODEL = (
-    *("base", "intervention", "layers", "site", "token_mask", "vector", "lr", "warmup_steps"),
+    *("base", "intervention", "layers", "site", "token_mask", "vector", "lr", "warmup_steps", "decay_steps"),
     *("objective", "rewards", "samples_per_prompt", "temperature", "max_tokens", "dtype"),
 )
 COMMON: Mapping[str, str] = {

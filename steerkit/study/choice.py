@@ -13,7 +13,7 @@ from steerkit.files import write_json
 from steerkit.study.arms import Arm, rate_of
 from steerkit.study.items import Item
 
-_WORD = re.compile(r"<(rate|opening) of ([\w.-]+)>")
+_WORD = re.compile(r"<(rate|opening) of ((?:recipients/)?[\w.-]+)>")
 
 
 def best(grid: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -72,13 +72,15 @@ def choose(folder: Path, item: Item) -> None:
 
 
 def resolved(folder: Path, argv: Sequence[str], arms: Mapping[str, Arm]) -> list[str]:
-    """The words of a command with what was chosen in the place of ``<rate of ARM>`` and ``<opening of ARM>``."""
+    """The words of a command with what was chosen in the place of ``<rate of ARM>`` (or ``recipients/NAME``) and
+    ``<opening of ARM>``."""
     return [_WORD.sub(lambda found: _chosen(folder, found[1], found[2], arms), word) for word in argv]
 
 
 def _chosen(folder: Path, what: str, name: str, arms: Mapping[str, Arm]) -> str:
     arm = arms.get(name)
-    record = _read(folder / "arms" / (arm.key if arm else name) / "choice.json")
+    place = name if name.startswith("recipients/") else f"arms/{arm.key if arm else name}"
+    record = _read(folder / place / "choice.json")
     if what == "opening":
         return json.dumps(record["opening"], ensure_ascii=False)[1:-1]  # it stands inside a JSON text
     if arm is not None and arm.layer is not None:

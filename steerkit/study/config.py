@@ -90,11 +90,15 @@ class RecipientConfig:
         base: zoo name or plugin, local folder.
         like: the arm whose settings train the recipient's own vector.
         lr: rate of that training; default: the arm's.
+        grid: rates to choose from on the recipient's validation problems, as for an arm; else ``lr``.
+        max_steps: of that training; default: the arm's.
     """
 
     base: str
     like: str
     lr: float | None = None
+    grid: list[float] | None = None
+    max_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ class StudyConfig:
             _check_analysis(name, one, self)
         for name, other in self.recipients.items():
             _known(f"recipients.{name}.like", other.like, self.trained)
+            _check_grid(f"recipients.{name}", other.grid)
 
     @property
     def trained(self) -> list[str]:
@@ -207,6 +212,11 @@ def _known(place: str, name: str, names: list[str]) -> None:
         raise SteerkitError(f"{place}: there is no arm {name!r}.{did_you_mean(name, names)} Arms: {', '.join(names)}.")
 
 
+def _check_grid(place: str, grid: list[float] | None) -> None:
+    if grid is not None and (not grid or len(set(grid)) < len(grid)):
+        raise SteerkitError(f"{place}.grid needs one or more different rates, got {grid}.")
+
+
 def _check_arm(name: str, arm: ArmConfig, study: StudyConfig) -> None:
     place = f"arms.{name}"
     if not name or not all(c.isalnum() or c in "_-." for c in name) or name.startswith("."):
@@ -218,8 +228,7 @@ def _check_arm(name: str, arm: ArmConfig, study: StudyConfig) -> None:
         if study.arms[arm.of].each_layer is not None:
             raise SteerkitError(f"{place}.of: {arm.of} is one arm a layer; name an arm that is one run a seed.")
         return
-    if arm.grid is not None and (not arm.grid or len(set(arm.grid)) < len(arm.grid)):
-        raise SteerkitError(f"{place}.grid needs one or more different rates, got {arm.grid}.")
+    _check_grid(place, arm.grid)
     if arm.lr_of is not None:
         if arm.grid is not None or arm.lr is not None:
             raise SteerkitError(f"{place}: it takes the rate of {arm.lr_of}: leave 'grid' and 'lr' out.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,12 @@ class Planner:
         return found
 
     def _fits_of(self, key: str, arm: ArmConfig) -> None:
-        self.plan.files[f"arms/{key}/fit.yaml"] = self.fit_file(arm)
+        file = f"arms/{key}/fit.yaml"
+        self.plan.files[file] = self.fit_file(arm)
         choosing = arm.grid is not None and self.config.choice.enabled
         if choosing:
             self._choice_of(key, arm)
-        needs = [*self._screened(), *([f"{key}/choice"] if choosing else []), *self._needs_rate_of(key, arm)]
+        needs = [*self.screened(), *([f"{key}/choice"] if choosing else []), *self._needs_rate_of(key, arm)]
         opening = self._opening_of(arm)
         needs += [f"{arm.opening_of}/opening"] if opening else []
         seeds = arm.seeds or self.config.seeds
@@ -106,13 +107,13 @@ class Planner:
                 "sweep.seeds": seeds,
                 "model.lr": self.rate(key, arm),
             }
-            overrides |= {"report.arms": ["steered"], **_under("report", report)}
-            self.fit(f"{key}/final", key, overrides, needs, seeds[0], len(self.layers(arm)) * len(seeds), report)
+            overrides |= {"report.arms": ["steered"], **under("report", report)}
+            self.fit(f"{key}/final", file, overrides, needs, seeds[0], len(self.layers(arm)) * len(seeds), report)
             return
         for number, seed in enumerate(seeds):
             rows = self.rows_of(key, number == 0)
-            overrides = {"model.lr": self.rate(key, arm), **opening, "report.arms": rows, **_under("report", report)}
-            self.fit(f"{key}/seed{seed}", key, overrides, needs, seed, 1, report, len(rows))
+            overrides = {"model.lr": self.rate(key, arm), **opening, "report.arms": rows, **under("report", report)}
+            self.fit(f"{key}/seed{seed}", file, overrides, needs, seed, 1, report, len(rows), is_full(arm))
             for name, other in self.config.arms.items():
                 if other.row == "prefix" and other.of == key and number == 0:
                     about = {"opening": f"arms/{key}/seed{seed}/results.json"}
@@ -120,41 +121,57 @@ class Planner:
                                   about=about))  # fmt: skip
 
     def _choice_of(self, key: str, arm: ArmConfig) -> None:
+        if arm.each_layer is None:
+            needs = [*self.screened(), *([f"{arm.opening_of}/opening"] if arm.opening_of else [])]
+            self.choose_rate(key, f"arms/{key}/fit.yaml", arm, arm.grid or [], needs, self._opening_of(arm))
+            return
+        overrides, report = self._comparison()
+        self.fit(f"{key}/choose", f"arms/{key}/fit.yaml",
+                 {"sweep.layers": arm.each_layer, "sweep.lrs": arm.grid, **overrides}, self.screened(),
+                 self.config.choice.seed, len(self.layers(arm)) * len(arm.grid or ()), report)  # fmt: skip
+        about = {"layers": {}, "results": f"arms/{key}/choose/results.json",
+                 "temperature": self.config.choice.temperature}  # fmt: skip
+        self.add(Item(f"{key}/choice", "choose", [], f"arms/{key}/choice.json", [f"{key}/choose"], about=about))
+
+    def choose_rate(self, key: str, file: str, arm: ArmConfig, grid: Sequence[float], needs: list[str],
+                    more: Mapping[str, Any] | None = None, root: str = "arms/") -> None:  # fmt: skip
+        """Add the runs that compare the rates of a grid, and the choice.
+
+        Args:
+            key: ``KEY/choose/RATE`` and ``KEY/choice`` are their ids, and under ``root`` their folders.
+            file: config of the runs, one of ``plan.files``.
+            arm: whose settings they have.
+            more: flags of the runs.
+        """
+        overrides, report = self._comparison()
+        places = {f"{lr:g}": f"{key}/choose/{lr:g}" for lr in grid}
+        for lr, id_ in zip(grid, places.values(), strict=True):
+            flags = {"model.lr": json.dumps(rate_of(lr, arm.last)), **(more or {}), **overrides}
+            self.fit(id_, file, flags, needs, self.config.choice.seed, 1, report, full=is_full(arm), root=root)
+        about = {"grid": {lr: f"{root}{id_}/results.json" for lr, id_ in places.items()}, "last": arm.last,
+                 "temperature": self.config.choice.temperature}  # fmt: skip
+        self.add(Item(f"{key}/choice", "choose", [], f"{root}{key}/choice.json", list(places.values()), about=about))
+
+    def _comparison(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Flags of the runs that compare rates, and their report."""
         choice = self.config.choice
-        report: dict[str, Any] = {"split": "validation", "temperatures": [choice.temperature], "k": choice.k}
-        overrides = {"report.arms": ["steered"], **_under("report", report)}
+        report = {"split": "validation", "temperatures": [choice.temperature], "k": choice.k}
+        overrides = {"report.arms": ["steered"], **under("report", report)}
         if choice.max_steps is not None:
             overrides["trainer.max_steps"] = choice.max_steps
-        grid: dict[str, Any] = {}
-        needs = self._screened()
-        if arm.each_layer is not None:
-            self.fit(f"{key}/choose", key, {"sweep.layers": arm.each_layer, "sweep.lrs": arm.grid, **overrides}, needs,
-                     choice.seed, len(self.layers(arm)) * len(arm.grid or ()), report)  # fmt: skip
-            about: dict[str, Any] = {"layers": {}, "results": f"arms/{key}/choose/results.json"}
-            needs = [f"{key}/choose"]
-        else:
-            needs_opening = [f"{arm.opening_of}/opening"] if arm.opening_of else []
-            for lr in arm.grid or ():
-                name = f"{key}/choose/{lr:g}"
-                self.fit(name, key, {"model.lr": json.dumps(rate_of(lr, arm.last)), **self._opening_of(arm),
-                                     **overrides}, needs + needs_opening, choice.seed, 1, report)  # fmt: skip
-                grid[f"{lr:g}"] = f"arms/{name}/results.json"
-            about, needs = {"grid": grid, "last": arm.last}, [f"{key}/choose/{lr}" for lr in grid]
-        about |= {"temperature": choice.temperature}
-        self.add(Item(f"{key}/choice", "choose", [], f"arms/{key}/choice.json", needs, about=about))
+        return overrides, report
 
-    def fit(self, id_: str, key: str, overrides: Mapping[str, Any], needs: list[str], seed: int, policies: int,
-            report: Mapping[str, Any], rows: int = 1) -> None:  # fmt: skip
-        """Add one ``steerkit fit``."""
-        words = ["--config", str(self.out / f"arms/{key}/fit.yaml")]
-        flags = {"seed_everything": seed, **overrides, "run_dir": self.out / "arms" / id_}
-        arm = self.config.arms[key]
-        config = fit_config(self.config, arm)
+    def fit(self, id_: str, file: str, overrides: Mapping[str, Any], needs: list[str], seed: int, policies: int,
+            report: Mapping[str, Any], rows: int = 1, full: bool = False, root: str = "arms/") -> None:  # fmt: skip
+        """Add one ``steerkit fit`` with a config of ``plan.files``; its run folder is ``root`` and its id."""
+        flags = {"seed_everything": seed, **overrides, "run_dir": self.out / f"{root}{id_}"}
+        config = self.plan.files[file]
         if "trainer.max_steps" in overrides:
             config = merged(config, {"trainer": {"max_steps": overrides["trainer.max_steps"]}})
-        expected = self.costs.fit(config, policies, report, rows, is_full(arm))
+        expected = self.costs.fit(config, policies, report, rows, full)
         kind: Any = "sweep" if policies > 1 else "fit"
-        self.add(Item(id_, kind, self.argv("fit", words, flags, None), f"arms/{id_}", needs, expected))
+        argv = self.argv("fit", ["--config", str(self.out / file)], flags, None)
+        self.add(Item(id_, kind, argv, f"{root}{id_}", needs, expected))
 
     def fit_file(self, arm: ArmConfig, base: str | None = None) -> dict[str, Any]:
         """The config of an arm's fits."""
@@ -200,7 +217,7 @@ class Planner:
     def layers(self, arm: ArmConfig) -> list[int]:
         return layers_of(arm, self.base.n_layers)
 
-    def _screened(self) -> list[str]:
+    def screened(self) -> list[str]:
         return ["screen"] if self.config.screen is not None else []
 
     def argv(self, verb: str, words: list[str], flags: Mapping[str, Any], out: str | None) -> list[str]:
@@ -229,5 +246,6 @@ def _stated(key: str, arm: ArmConfig) -> float:
     return arm.lr
 
 
-def _under(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def under(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as flags of their section."""
     return {f"{section}.{name}": value for name, value in values.items()}

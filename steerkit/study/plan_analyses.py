@@ -14,7 +14,8 @@ from steerkit.registry import did_you_mean
 from steerkit.study.arms import Arm, is_full, rate_of
 from steerkit.study.config import AnalysisConfig, RecipientConfig
 from steerkit.study.items import Item
-from steerkit.study.plan import Planner
+from steerkit.study.plan import Planner, under
+from steerkit.study.values import merged
 
 ADAPTERS = ("lora", "full")
 """Interventions that leave weights and no vector."""
@@ -97,7 +98,7 @@ def _transfer(planner: Planner, label: str, analyzer: str, config: AnalysisConfi
     if not _there(recipient.base):
         planner.plan.left_out.append({"what": label, "reason": f"{recipient.base} is no installed model and no folder"})
         return
-    own = f"recipients/{name}"
+    own = f"recipients/{name}/own"
     if all(item.id != own for item in planner.plan.items):
         _own_vector(planner, name, recipient)
     more = {"recipient": recipient.base, "own": str(planner.out / own / "vector")}
@@ -105,25 +106,30 @@ def _transfer(planner: Planner, label: str, analyzer: str, config: AnalysisConfi
 
 
 def _own_vector(planner: Planner, name: str, recipient: RecipientConfig) -> None:
-    """Train the recipient's own, as the arm that it is like was trained."""
-    place = f"recipients.{name}.like"
+    """Train the recipient's own, as the arm that it is like was trained, but for what the recipient has of its own."""
+    place, key = f"recipients.{name}.like", f"recipients/{name}"
     like = planner.find(recipient.like, place)
     if like.layer is not None or is_full(like.config):
         raise SteerkitError(f"{place}: {recipient.like} is no arm of one vector a seed.")
-    rate = planner.rate(like.key, like.config)
-    if recipient.lr is not None:
-        rate = json.dumps(rate_of(recipient.lr, like.config.last))
-    seed = (like.config.seeds or planner.config.seeds)[0]
-    file = f"recipients/{name}.yaml"
+    file = f"{key}/fit.yaml"
     planner.plan.files[file] = planner.fit_file(like.config, recipient.base)
-    flags = {"seed_everything": seed, "model.lr": rate, "report.arms": ["base", "steered"], "report.split": "test"}
-    flags |= {"report.temperatures": planner.config.temperatures, "run_dir": planner.out / "recipients" / name}
-    argv = planner.argv("fit", ["--config", str(planner.out / file)], flags, None)
-    needs = [f"{like.key}/choice"] if rate.startswith("<") and recipient.lr is None else []
-    if rate.startswith("<") and like.config.lr_of is not None:
-        needs = [f"{planner.find(like.config.lr_of, place).key}/choice"]
-    expected = planner.costs.fit(planner.plan.files[file], 1, {"temperatures": planner.config.temperatures}, 2, False)
-    planner.add(Item(f"recipients/{name}", "fit", argv, f"recipients/{name}", needs, expected))
+    if recipient.max_steps is not None:
+        steps = {"trainer": {"max_steps": recipient.max_steps}}
+        planner.plan.files[file] = merged(planner.plan.files[file], steps)
+    needs = planner.screened()
+    if recipient.grid and planner.config.choice.enabled:
+        planner.choose_rate(key, file, like.config, recipient.grid, needs, root="")
+        rate, needs = f"<rate of {key}>", [*needs, f"{key}/choice"]
+    elif recipient.lr is not None:
+        rate = json.dumps(rate_of(recipient.lr, like.config.last))
+    else:
+        rate = planner.rate(like.key, like.config)
+        owner = like if like.config.lr_of is None else planner.find(like.config.lr_of, place)
+        needs += [f"{owner.key}/choice"] if rate.startswith("<") else []
+    report = {"split": "test", "temperatures": planner.config.temperatures}
+    flags = {"model.lr": rate, "report.arms": ["base", "steered"], **under("report", report)}
+    seed = (like.config.seeds or planner.config.seeds)[0]
+    planner.fit(f"{key}/own", file, flags, needs, seed, 1, report, 2, root="")
 
 
 def _there(base: str) -> bool:

@@ -194,8 +194,11 @@ def _choice(folder: Path, arm: Arm, arms: Mapping[str, Arm], config: StudyConfig
         return None
     record = _read(path)
     chosen = record["layers"][str(owner.layer)] if owner.layer is not None else record
-    found = {name: chosen[name] for name in ("lr", "grid", "ties", "at_end")}
-    return found | {"taken_from": owner.name if owner is not arm else None}
+    return _chosen(chosen) | {"taken_from": owner.name if owner is not arm else None}
+
+
+def _chosen(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in ("lr", "grid", "ties", "at_end")}
 
 
 def _analyses(work: WorkList) -> list[dict[str, Any]]:
@@ -221,10 +224,13 @@ def _analyses(work: WorkList) -> list[dict[str, Any]]:
 def _recipients(folder: Path, config: StudyConfig, work: WorkList) -> list[dict[str, Any]]:
     found = []
     for name, recipient in config.recipients.items():
-        item = work.items.get(f"recipients/{name}")
+        item = work.items.get(f"recipients/{name}/own")
         if item is not None and item.state == "done":
+            path = folder / "recipients" / name / "choice.json"
+            chosen = config.choice.enabled and recipient.grid is not None and path.is_file()
             found.append({"name": name, "base": recipient.base, "like": recipient.like, "folder": item.out,
-                          "vector": f"{item.out}/vector", "command": item.command})  # fmt: skip
+                          "vector": f"{item.out}/vector", "command": item.command,
+                          "choice": _chosen(_read(path)) if chosen else None})  # fmt: skip
     return found
 
 

@@ -36,6 +36,7 @@ from steerkit.training.members import (
 from steerkit.training.metrics import StepTable, mean_metrics, step_metrics
 from steerkit.training.parity import check_parity
 from steerkit.training.recovery import stops
+from steerkit.training.schedule import check_schedule, set_rates
 from steerkit.training.sharding import check_shardable, loading_device, shard, spreads
 from steerkit.training.state import RunState
 from steerkit.types import Example, RolloutGroup
@@ -70,6 +71,7 @@ class SteeringModule(L.LightningModule):
         lr: AdamW's learning rate, or ``{default: 0.05, layers.5.output: 0.5}``: late layers need 10 to 100 times more.
         weight_decay: AdamW's; it would pull the vector back to the base.
         warmup_steps: linear warm-up; constant afterwards.
+        decay_steps: the last steps, over which the rate falls linearly towards 0; 0: constant to the end.
         grad_clip: the largest global norm of the gradient; 0 turns clipping off.
         objective: plugin of group ``steerkit.objectives``.
         rewards: what a rubric takes: a plugin's name, ``{name: weight}``, or a list of ``{name: ..., weight: ...}``.
@@ -100,6 +102,7 @@ class SteeringModule(L.LightningModule):
         lr: float | dict[str, float] = 0.05,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
+        decay_steps: int = 0,
         grad_clip: float = 2.0,
         objective: str | dict[str, Any] = "rloo",
         rewards: str | dict[str, float] | list[str | dict[str, Any]] = "verifiable",
@@ -124,6 +127,7 @@ class SteeringModule(L.LightningModule):
             )
         if temperature <= 0:
             raise SteerkitError(f"temperature must be above 0 in training, got {temperature}: greedy has no gradient.")
+        check_schedule(warmup_steps, decay_steps)
         self.save_hyperparameters()
         self.settings: Any = self.hparams
         self.automatic_optimization = False
@@ -282,9 +286,7 @@ class SteeringModule(L.LightningModule):
         (loss,), (gap,) = processes.total(stats.loss), processes.largest(stats.logprob_gap)
         with processes.phase():  # the same numbers in each of them: one says it for all
             norms = self.failed.clip(self.settings.grad_clip)
-        warm = min(1.0, (self.global_step + 1) / max(1, self.settings.warmup_steps))
-        for group in optimizer.param_groups:
-            group["lr"] = group["full_lr"] * warm
+        set_rates(optimizer, self.global_step, self.trainer, self.settings.warmup_steps, self.settings.decay_steps)
         stops.hold()  # until the step's metrics are on disk
         self.run_state.begin_update(parameters)
         optimizer.step()

@@ -113,10 +113,39 @@ def test_a_recipient_gets_a_vector_of_its_own(tmp_path):
         recipients={"other": {"base": str(tmp_path), "like": "all"}},
     )
     own, transfer = planner.plan.items[-2:]
-    assert own.id == "recipients/other" and own.needs == ["all/choice"]
-    assert planner.plan.files["recipients/other.yaml"]["model"]["base"] == str(tmp_path)
-    assert transfer.needs == ["recipients/other", "all/seed0"]
-    assert transfer.argv[transfer.argv.index("--own") + 1] == "out/recipients/other/vector"
+    assert own.id == "recipients/other/own" and own.needs == ["all/choice"]
+    assert planner.plan.files["recipients/other/fit.yaml"]["model"]["base"] == str(tmp_path)
+    assert transfer.needs == ["recipients/other/own", "all/seed0"]
+    assert transfer.argv[transfer.argv.index("--own") + 1] == "out/recipients/other/own/vector"
+
+
+def test_a_recipient_chooses_its_rate_and_has_its_own_length(tmp_path):
+    recipient = {"base": str(tmp_path), "like": "all", "grid": [0.1, 0.5], "lr": 0.2, "max_steps": 77}
+    analyses = {"transfer": {"arms": ["all"], "recipients": ["other"]}}
+
+    def rate(argv):
+        return json.loads(argv[argv.index("--model.lr") + 1])["default"]
+
+    planner = planned(analyses=analyses, recipients={"other": recipient})
+    first, second, choice, own = (item for item in planner.plan.items if item.id.startswith("recipients/"))
+    assert planner.plan.files["recipients/other/fit.yaml"]["trainer"]["max_steps"] == 77
+    for item, lr in ((first, "0.1"), (second, "0.5")):
+        assert item.out == f"recipients/other/choose/{lr}"
+        assert rate(item.argv) == float(lr)
+        assert item.argv[item.argv.index("--config") + 1] == "out/recipients/other/fit.yaml"
+        assert item.argv[item.argv.index("--report.split") + 1] == "validation"
+        (tmp_path / item.out).mkdir(parents=True)
+        row = {"accuracy": float(lr), "ci95": None}
+        (tmp_path / item.out / "results.json").write_text(json.dumps({"rows": [row]}))
+    assert choice.needs == [first.id, second.id] and own.needs == [choice.id]
+    choose(tmp_path, choice)
+    argv = resolved(tmp_path, own.argv, planner.arms)
+    assert rate(argv) == 0.5 and own.out == "recipients/other/own"
+    # Where nothing is chosen it takes its stated rate.
+    stated = {"all": {"lr": 0.3, "last": 3.0}}
+    planner = planned(arms=stated, analyses=analyses, recipients={"other": recipient}, choice={"enabled": False})
+    (own,) = (item for item in planner.plan.items if item.id.startswith("recipients/"))
+    assert rate(own.argv) == 0.2
 
 
 def test_a_vector_of_another_arm_makes_one_analysis_a_seed():
@@ -150,6 +179,7 @@ def test_a_vector_of_another_arm_makes_one_analysis_a_seed():
         ({"analyses": {"geometry": {"arms": ["all"], "options": {"out": "x"}}}}, "options.out"),
         ({"analyses": {"transfer": {"arms": ["all"], "recipients": ["x"]}}}, "no recipient 'x'"),
         ({"recipients": {"x": {"base": "b", "like": "y"}}}, "recipients.x.like"),
+        ({"recipients": {"x": {"base": "b", "like": "all", "grid": [0.1, 0.1]}}}, "recipients.x.grid"),
     ],
 )
 def test_what_does_not_go_together(changes, message):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from steerkit.analysis.plots.default import axis_labels, rows_table
-from steerkit.analysis.plots.panels import Heatmap, Lines, Panel, Series
+from steerkit.analysis.plots.panels import Heatmap, Lines, Panel
+from steerkit.analysis.plots.series import with_controls
 from steerkit.analysis.result import AnalysisResult
 
 
@@ -12,16 +13,7 @@ def panels(result: AnalysisResult) -> list[Panel]:
     found: list[Panel] = []
     for name, array in result.arrays.items():
         rows = result.find(vector=name)
-        series = [
-            Series(
-                label,
-                [row[value] for row in rows],
-                [row[ends][0] if row[ends] else None for row in rows],
-                [row[ends][1] if row[ends] else None for row in rows],
-                control=value == "control",
-            )
-            for label, value, ends in ((name, "value", "ci95"), ("random vectors", "control", "control_ci95"))
-        ]
+        series = with_controls(rows, name, "random vectors")
         title = f"{name}: how far attention moves"
         found.append(Lines(title, [row["layer"] for row in rows], series, "layer", "total variation", line_at=0.0))
         top = max(float(array.values[[0, 3]].nan_to_num().max()), 1e-6)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steerkit.analysis.plots.panels import Bars, Heatmap, Lines, Panel, Series, Table
+from steerkit.analysis.plots.series import with_controls
 from steerkit.analysis.result import AnalysisResult, Array
 from steerkit.analysis.statistics import ROW_KEYS
 
@@ -29,17 +30,7 @@ def panels(result: AnalysisResult) -> list[Panel]:
 def bars_of(title: str, rows: Sequence[Mapping[str, Any]], limit: int = 60) -> Bars:
     """One bar a row, and its control beside it in grey."""
     shown = rows[:limit]
-    series = [Series("steered", *_columns(shown, "value", "ci95"))]
-    if any(row["control"] is not None for row in shown):
-        series.append(Series("control", *_columns(shown, "control", "control_ci95"), control=True))
-    return Bars(title, [of_what(row) for row in shown], series, title)
-
-
-def _columns(
-    rows: Sequence[Mapping[str, Any]], value: str, ends: str
-) -> tuple[list[float | None], list[float | None], list[float | None]]:
-    sides = [[row[ends][side] if row[ends] else None for row in rows] for side in (0, 1)]
-    return [row[value] for row in rows], sides[0], sides[1]
+    return Bars(title, [of_what(row) for row in shown], with_controls(shown, "steered", "control"), title)
 
 
 def of_what(row: Mapping[str, Any]) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from steerkit.analysis.plots.default import rows_table
 from steerkit.analysis.plots.panels import Bars, Lines, Panel, Series, Table, Tokens
+from steerkit.analysis.plots.series import series
 from steerkit.analysis.result import AnalysisResult
 
 
@@ -29,11 +27,6 @@ def panels(result: AnalysisResult) -> list[Panel]:
     return [*found, Table("Features", columns, facts), rows_table("Rows", result.rows)]
 
 
-def _series(label: str, rows: Sequence[Mapping[str, Any]], value: str, ends: str, control: bool = False) -> Series:
-    low, high = ([row[ends][side] if row[ends] else None for row in rows] for side in (0, 1))
-    return Series(label, [row[value] for row in rows], low, high, control)
-
-
 def _causal(result: AnalysisResult) -> Bars:
     rows = [row for row in result.rows if row["metric"] == "accuracy"]
     labels = [f"{row['run']} {row.get('feature', '')}".strip() for row in rows]
@@ -50,11 +43,8 @@ def _causal(result: AnalysisResult) -> Bars:
 def _ranking(result: AnalysisResult) -> Bars:
     rows = [row for row in result.rows if row["metric"] == "active rate, right - wrong" and row["value"] is not None]
     signed = [{**row, "control": (row["control"] or 0.0) * (1 if row["value"] >= 0 else -1)} for row in rows]
-    series = [
-        _series("right - wrong", rows, "value", "ci95"),
-        _series("shuffled verdicts, by rank", signed, "control", "control_ci95", True),
-    ]
-    return Bars("Active rate of features in right - wrong completions", [str(r["feature"]) for r in rows], series)
+    shown = [series("right - wrong", rows), series("shuffled verdicts, by rank", signed, control=True)]
+    return Bars("Active rate of features in right - wrong completions", [str(r["feature"]) for r in rows], shown)
 
 
 def _texts(result: AnalysisResult) -> list[Panel]:

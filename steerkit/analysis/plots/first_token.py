@@ -9,6 +9,7 @@ from typing import Any
 
 from steerkit.analysis.plots.default import rows_table
 from steerkit.analysis.plots.panels import Bars, Lines, Panel, Series, Table
+from steerkit.analysis.plots.series import with_controls
 from steerkit.analysis.result import AnalysisResult
 
 OPENING = "probability of the first generated token"
@@ -44,9 +45,4 @@ def _openings(name: str, rows: Sequence[Mapping[str, Any]], base: Sequence[Mappi
 
 
 def _bars(title: str, labels: Sequence[str], rows: Sequence[Mapping[str, Any]], unit: str) -> Bars:
-    series = []
-    for label, value, ends in (("measured", "value", "ci95"), ("control", "control", "control_ci95")):
-        if any(row[value] is not None for row in rows):
-            low, high = ([row[ends][side] if row[ends] else None for row in rows] for side in (0, 1))
-            series.append(Series(label, [row[value] for row in rows], low, high, control=value == "control"))
-    return Bars(title, labels, series, unit)
+    return Bars(title, labels, with_controls(rows, "measured", "control"), unit)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steerkit.analysis.plots.default import rows_table
-from steerkit.analysis.plots.panels import Heatmap, Lines, Panel, Series, Table
+from steerkit.analysis.plots.panels import Heatmap, Lines, Panel, Table
+from steerkit.analysis.plots.series import with_controls
 from steerkit.analysis.result import AnalysisResult
 
 SHOWN = 8
@@ -73,16 +74,7 @@ def _induced(result: AnalysisResult, name: str) -> list[Panel]:
 def _gain(result: AnalysisResult, name: str) -> Lines:
     metric = "lens log-probability of the generated token, steered - base (nats)"
     rows = result.find(metric=metric, vector=name)
-    series = [
-        Series(
-            label,
-            [row[value] for row in rows],
-            [row[ends][0] if row[ends] else None for row in rows],
-            [row[ends][1] if row[ends] else None for row in rows],
-            control=value == "control",
-        )
-        for label, value, ends in ((name, "value", "ci95"), ("random vectors", "control", "control_ci95"))
-    ]
+    series = with_controls(rows, name, "random vectors")
     title = f"{name}: what the lens gains on the generated tokens"
     return Lines(title, [row["layer"] for row in rows], series, "layer", "nats, steered - base", line_at=0.0)
 

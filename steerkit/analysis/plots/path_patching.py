@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steerkit.analysis.plots.default import rows_table
-from steerkit.analysis.plots.panels import Bars, Panel, Series, Table
+from steerkit.analysis.plots.panels import Bars, Panel, Table
+from steerkit.analysis.plots.series import with_controls
 from steerkit.analysis.result import AnalysisResult
 
 SHOWN = 5
@@ -25,12 +26,8 @@ def panels(result: AnalysisResult) -> list[Panel]:
 
 
 def _bars(title: str, metric: str, rows: Sequence[Mapping[str, Any]]) -> Bars:
-    series = []
-    for label, value, ends in (("vector", "value", "ci95"), ("random vector", "control", "control_ci95")):
-        if any(row[value] is not None for row in rows):
-            low, high = ([row[ends][side] if row[ends] else None for row in rows] for side in (0, 1))
-            series.append(Series(label, [row[value] for row in rows], low, high, control=value == "control"))
-    return Bars(title, [row["variant"] for row in rows], series, metric.split(",")[0].split(" (")[0])
+    shown = with_controls(rows, "vector", "random vector")
+    return Bars(title, [row["variant"] for row in rows], shown, metric.split(",")[0].split(" (")[0])
 
 
 def _tokens(result: AnalysisResult, name: str) -> Table:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from steerkit.analysis.plots.default import rows_table
 from steerkit.analysis.plots.panels import Bars, Heatmap, Lines, Panel, Series, Table
+from steerkit.analysis.plots.series import series
 from steerkit.analysis.result import AnalysisResult
 from steerkit.analysis.token_language import FALLING, FOREIGN, LIFT, MASS, RISING
 
@@ -34,17 +34,10 @@ def panels(result: AnalysisResult) -> list[Panel]:
 
 def _by_layer(result: AnalysisResult, name: str, metric: str, kinds: Sequence[str], unit: str) -> Lines:
     rows = {kind: result.find(metric=metric, vector=name, kind=kind) for kind in kinds}
-    series = [_line(kind, of_one, "value", "ci95") for kind, of_one in rows.items()]
-    series += [
-        _line(f"{kind}, random vectors", of_one, "control", "control_ci95", True) for kind, of_one in rows.items()
-    ]
+    shown = [series(kind, of_one) for kind, of_one in rows.items()]
+    shown += [series(f"{kind}, random vectors", of_one, control=True) for kind, of_one in rows.items()]
     layers = [row["layer"] for row in rows[kinds[0]]]
-    return Lines(f"{name}: {metric}", layers, series, "layer", unit, line_at=0.0)
-
-
-def _line(label: str, rows: Sequence[Mapping[str, Any]], value: str, ends: str, control: bool = False) -> Series:
-    low, high = ([row[ends][side] if row[ends] else None for row in rows] for side in (0, 1))
-    return Series(label, [row[value] for row in rows], low, high, control)
+    return Lines(f"{name}: {metric}", layers, shown, "layer", unit, line_at=0.0)
 
 
 def _all_classes(result: AnalysisResult, name: str) -> Heatmap:
@@ -66,13 +59,13 @@ def _shares(result: AnalysisResult, name: str) -> Bars:
     of_last = [[row for row in rows if row["layer"] == last] for rows in (rising, falling)]
     vocabulary = {row["kind"]: row["value"] for row in result.find(metric="share of the vocabulary")}
     kinds = [row["kind"] for row in of_last[0]]
-    series = [
-        _line("rising", of_last[0], "value", "ci95"),
-        _line("falling", of_last[1], "value", "ci95"),
+    shown = [
+        series("rising", of_last[0]),
+        series("falling", of_last[1]),
         Series("vocabulary", [vocabulary[kind] for kind in kinds]),
-        _line("rising, random vectors", of_last[0], "control", "control_ci95", True),
+        series("rising, random vectors", of_last[0], control=True),
     ]
-    return Bars(f"{name}: classes of the rising and falling tokens, layer {last}", kinds, series, "share")
+    return Bars(f"{name}: classes of the rising and falling tokens, layer {last}", kinds, shown, "share")
 
 
 def _tokens(result: AnalysisResult, name: str) -> Table:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from steerkit.analysis.plots.default import axis_labels, rows_table
-from steerkit.analysis.plots.panels import Bars, Heatmap, Panel, Series, Table, Tokens
+from steerkit.analysis.plots.panels import Bars, Heatmap, Panel, Table, Tokens
+from steerkit.analysis.plots.series import series
 from steerkit.analysis.result import AnalysisResult
 
 _LIMIT = 8.0
@@ -47,22 +46,17 @@ def _shares(result: AnalysisResult, name: str) -> Bars:
     trained, untrained = (
         result.find(metric="share of mass", vector=name, point=point, gate=gate) for gate in ("trained", "untrained")
     )
-    series = [
-        _series("trained", trained, "value", "ci95"),
-        _series("share of the prompt's tokens", lengths, "value", "ci95"),
+    shown = [
+        series("trained", trained),
+        series("share of the prompt's tokens", lengths),
     ]
     if untrained:
-        series += [
-            _series("untrained gate", untrained, "value", "ci95"),
-            _series("shuffled gates", trained, "control", "control_ci95", control=True),
+        shown += [
+            series("untrained gate", untrained),
+            series("shuffled gates", trained, control=True),
         ]
     title = f"{name}: share of the prompt's mass by segment" + ("" if point == "all" else f", {point}")
-    return Bars(title, [row["segment"] for row in lengths], series, "share")
-
-
-def _series(label: str, rows: Sequence[Mapping[str, Any]], value: str, ends: str, control: bool = False) -> Series:
-    low, high = ([row[ends][side] if row[ends] else None for row in rows] for side in (0, 1))
-    return Series(label, [row[value] for row in rows], low, high, control)
+    return Bars(title, [row["segment"] for row in lengths], shown, "share")
 
 
 def _by_point(result: AnalysisResult, name: str) -> Heatmap:

@@ -44,17 +44,21 @@ def layers(study: Study) -> Section:
 def choices(study: Study) -> Section:
     """Which learning rate each arm got, and from which grid."""
     title, question = "Choice of learning rates", "What was tried before the test set was touched?"
-    chosen = [arm for arm in ordered(study) if (arm.get("choice") or {}).get("grid") and not _taken(arm)]
+    chosen = [(study.label(arm["arm"]), arm["choice"]) for arm in ordered(study)
+              if (arm.get("choice") or {}).get("grid") and not _taken(arm)]  # fmt: skip
+    arms = len(chosen)
+    chosen += [(f"recipient {other['name']}", other["choice"]) for other in study.recipients if other.get("choice")]
     if not chosen:
         return Section("choice", title, question, missing=["No grid: every rate was stated beforehand."])
     rows = []
-    for arm in chosen:
-        for cell in arm["choice"]["grid"]:
-            mark = "chosen" if cell.get("lr") == arm["choice"].get("lr") else ""
+    for label, choice in chosen:
+        for cell in choice["grid"]:
+            mark = "chosen" if cell.get("lr") == choice.get("lr") else ""
             ends = interval(cell.get("low"), cell.get("high"), "%")
-            rows.append([study.label(arm["arm"]), str(cell.get("lr")), percent(cell.get("accuracy")), ends, mark])
-    edges = [study.label(arm["arm"]) for arm in chosen if _at_an_end(arm["choice"])]
-    finding = [f"{len(chosen)} arms had a grid."]
+            rows.append([label, str(cell.get("lr")), percent(cell.get("accuracy")), ends, mark])
+    edges = [label for label, choice in chosen if _at_an_end(choice)]
+    others = f", and {len(chosen) - arms} recipients of transferred vectors" if len(chosen) > arms else ""
+    finding = [f"{arms} arms had a grid{others}."]
     finding.append(f"Chosen at an end of its grid: {listed(edges)}. A better rate may lie beyond." if edges
                    else "No rate was chosen at an end of its grid.")  # fmt: skip
     taken = [f"{study.label(arm['arm'])} takes {_rate(arm)} from {study.label(_taken(arm))}" for arm in ordered(study)

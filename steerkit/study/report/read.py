@@ -64,6 +64,11 @@ class Study:
         return list(self.results.get("arms") or [])
 
     @property
+    def recipients(self) -> list[Mapping[str, Any]]:
+        """The other bases that vectors were put on."""
+        return list(self.results.get("recipients") or [])
+
+    @property
     def failed(self) -> list[Mapping[str, Any]]:
         """Items that failed: ``id``, ``error``."""
         return list(self.results.get("failed") or [])

@@ -1,0 +1,42 @@
+"""The learning rate over the steps: linear warm-up, constant, and where it is asked for a linear decay at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.optim import Optimizer
+
+from steerkit.errors import SteerkitError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def check_schedule(warmup_steps: int, decay_steps: int) -> None:
+    """Raises:
+    SteerkitError: for a negative number of steps.
+    """
+    if min(warmup_steps, decay_steps) < 0:
+        raise SteerkitError(f"warmup_steps and decay_steps count steps, got {warmup_steps} and {decay_steps}.")
+
+
+def set_rates(optimizer: Optimizer, step: int, trainer: Trainer, warmup_steps: int, decay_steps: int) -> None:
+    """Give each parameter group the share of its own rate (``full_lr``) that the coming step has.
+
+    A function of the step and of the run's length alone: a resumed run goes on as the whole one would, and a run that
+    is made longer has its decay at the new end.
+
+    Args:
+        step: steps made so far.
+        trainer: whose ``max_steps`` or epochs say how many there will be.
+    """
+    total = float(trainer.estimated_stepping_batches) if decay_steps else float("inf")
+    share = rate_share(step, total, warmup_steps, decay_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group["full_lr"] * share
+
+
+def rate_share(step: int, total: float, warmup_steps: int, decay_steps: int) -> float:
+    """The share of the full rate that step number ``step`` (from 0) of ``total`` has; above 0 in all of them."""
+    share = min(1.0, (step + 1) / max(1, warmup_steps))
+    return share if not decay_steps else share * min(1.0, max(0.0, total - step) / (decay_steps + 1))
