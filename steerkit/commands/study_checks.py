@@ -82,9 +82,8 @@ def check_commands(config: StudyConfig, loaded: LoadedModel, lengths: PromptLeng
     with tempfile.TemporaryDirectory() as name:
         planner = make_planner(config, Path(name), loaded, lengths)
         write_files(Path(name), config, planner.plan)
-        seen = set()
+        seen: set[str] = set()
         for item in planner.plan.items:
-            arm = item.id.split("/")[0]
             try:
                 if item.kind == "analyze":
                     target = registry.resolve("analyzers", item.argv[1])
@@ -93,10 +92,13 @@ def check_commands(config: StudyConfig, loaded: LoadedModel, lengths: PromptLeng
                     registry.instantiate(
                         target, {f.name: parsed[f.name] for f in dataclasses.fields(target)}, target.name
                     )
-                elif item.kind in ("fit", "sweep") and arm not in seen:
-                    seen.add(arm)
+                elif item.kind in ("fit", "sweep"):
+                    file = item.argv[item.argv.index("--config") + 1]
+                    if file in seen:
+                        continue
+                    seen.add(file)
                     words = [_readable(word) for word in item.argv[1:] if word != "--allow_code"]
-                    _check_plugins(planner.plan.files[f"arms/{arm}/fit.yaml"].get("model", {}))
+                    _check_plugins(planner.plan.files[Path(file).relative_to(name).as_posix()].get("model", {}))
                     with redirect_stdout(io.StringIO()):
                         train.run("fit", [*words, "--print_config"])
             except SteerkitError as error:

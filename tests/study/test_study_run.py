@@ -125,12 +125,15 @@ def test_killed_and_gone_on_with(whole):
 
 
 def test_dry_run_starts_nothing(tmp_path, monkeypatch, capsys):
-    folder = write(tmp_path)
+    recipients = {"other": {"base": "model", "like": "all", "grid": [0.1, 0.2]}}
+    analyses = {"transfer": {"arms": ["all"], "recipients": ["other"]}}
+    folder = write(tmp_path, recipients=recipients, analyses=analyses)
     monkeypatch.chdir(folder)
     assert study("--dry_run") == 0
     said = capsys.readouterr().out
-    assert "8 items (3 fits, 2 sweeps, 2 choices, 1 analyses), about" in said and "Memory: about" in said
+    assert "12 items (6 fits, 2 sweeps, 3 choices, 1 analyses), about" in said and "Memory: about" in said
     assert "steerkit fit --config out/arms/all/fit.yaml" in said
+    assert "steerkit fit --config out/recipients/other/fit.yaml" in said
     assert not (folder / "out").exists()
 
 

@@ -57,8 +57,8 @@ def choices(study: Study) -> Section:
             ends = interval(cell.get("low"), cell.get("high"), "%")
             rows.append([label, str(cell.get("lr")), percent(cell.get("accuracy")), ends, mark])
     edges = [label for label, choice in chosen if _at_an_end(choice)]
-    others = f", and {len(chosen) - arms} recipients of transferred vectors" if len(chosen) > arms else ""
-    finding = [f"{arms} arms had a grid{others}."]
+    others = f"; recipients of transferred vectors: {len(chosen) - arms}" if len(chosen) > arms else ""
+    finding = [f"Arms with a grid: {arms}{others}."]
     finding.append(f"Chosen at an end of its grid: {listed(edges)}. A better rate may lie beyond." if edges
                    else "No rate was chosen at an end of its grid.")  # fmt: skip
     taken = [f"{study.label(arm['arm'])} takes {_rate(arm)} from {study.label(_taken(arm))}" for arm in ordered(study)
