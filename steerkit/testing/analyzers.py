@@ -38,23 +38,24 @@ RESERVED = {
 MASKS = ("first_generated", "not_first_generated", "prompt", "generated", "last_prompt:2", "segment:problem")
 
 
-def check_analyzer(target: Any, *, family: str = "llama", **settings: Any) -> None:
+def check_analyzer(target: Any, *, family: str = "llama", drawn: bool = True, **settings: Any) -> None:
     """The analyzer contract, on a tiny random model with random vectors.
 
     Args:
         target: a class, an object, or a plugin's name.
         family: of the tiny model (``tiny_model``).
+        drawn: draw the figures too, which takes most of the time and does not depend on the family.
         settings: of a class; choose small ones.
 
     Raises:
         AssertionError: naming the promise that is broken.
     """
-    assert_all(label(target), analyzer_checks(target, family=family, **settings))
+    assert_all(label(target), analyzer_checks(target, family=family, drawn=drawn, **settings))
 
 
-def analyzer_checks(target: Any, *, family: str = "llama", **settings: Any) -> list[Check]:
+def analyzer_checks(target: Any, *, family: str = "llama", drawn: bool = True, **settings: Any) -> list[Check]:
     """The promises, for ``check_analyzer`` and for the shell."""
-    contract = _Contract(made("analyzers", target, settings), family)
+    contract = _Contract(made("analyzers", target, settings), family, drawn)
     return [
         Check("a dataclass with a name, whose settings are JSON values", contract.shape),
         Check("rows with n, interval and control; positions stated", contract.record),
@@ -69,8 +70,9 @@ def analyzer_checks(target: Any, *, family: str = "llama", **settings: Any) -> l
 
 
 class _Contract:
-    def __init__(self, analyzer: Any, family: str) -> None:
+    def __init__(self, analyzer: Any, family: str, drawn: bool = True) -> None:
         self.analyzer: Analyzer = analyzer
+        self.drawn = drawn
         base = tiny_model(family)
         self.loaded = LoadedModel(base, tiny_tokenizer(), find_layout(base), "tiny")
         self.prompts = [
@@ -144,6 +146,8 @@ class _Contract:
         with tempfile.TemporaryDirectory() as folder:
             self.result.save(folder)
             _same(AnalysisResult.load(folder), self.result, "read back", tolerance=0.0)
+            if not self.drawn:
+                return
             drawn = draw(folder, self.analyzer)
             assert drawn.images, "no panel was drawn"
             for path in (drawn.page, *drawn.images):

@@ -36,7 +36,7 @@ def static(directions, mask="all"):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_contract(family):
-    check_analyzer(LogitLens, family=family, **SMALL)
+    check_analyzer(LogitLens, family=family, drawn=family == "llama", **SMALL)
 
 
 @pytest.mark.parametrize("engine", ["nnsight", "batched"])

@@ -237,7 +237,9 @@ def test_a_vector_that_one_head_reads(engine, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_contract(family):
-    check_analyzer(PathPatching, family=family, variants=["attn", "groups", "residual"], **SMALL)
+    check_analyzer(
+        PathPatching, family=family, drawn=family == "llama", variants=["attn", "groups", "residual"], **SMALL
+    )
 
 
 def test_bad_input(tmp_path, capsys):
