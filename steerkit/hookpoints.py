@@ -6,6 +6,7 @@ One spelling everywhere (configs, errors, files): ``layers.12.output``.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steerkit.errors import SteerkitError
@@ -98,3 +99,10 @@ def parse_layers(spec: str | int | list[int | str], n_layers: int, site: str = "
     if len(set(points)) != len(points):
         raise SteerkitError(f"A layer is named twice in {spec!r}.")
     return sorted(points)
+
+
+def in_words(points: Sequence[HookPoint], n_layers: int) -> str:
+    """Where a vector stands, for a sentence: ``all 30 layers (down_proj)``, else at most four of the points."""
+    if len(points) == n_layers and len({point.site for point in points}) == 1:
+        return f"all {n_layers} layers" + (f" ({points[0].site})" if points[0].site != "output" else "")
+    return ", ".join(map(str, points[:4])) + (f" and {len(points) - 4} more" if len(points) > 4 else "")

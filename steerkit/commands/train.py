@@ -29,7 +29,7 @@ from steerkit.commands.trust import code_in
 from steerkit.errors import SteerkitError, Stopped
 from steerkit.evaluation.results import results_table, versions, write_samples
 from steerkit.files import ensure_folder, output_folder, remove_unfinished, set_aside
-from steerkit.hookpoints import HookPoint
+from steerkit.hookpoints import in_words
 from steerkit.training import PromptDataModule, SteeringModule
 from steerkit.training.callbacks import MemberFiles, RunCheckpoints, SampleTable, SteeringProgressBar, VectorWriter
 from steerkit.training.checkpoints import CheckpointFiles, newest_checkpoint, read_checkpoint, set_later_aside
@@ -221,7 +221,7 @@ class SteerkitCLI(LightningCLI):
         trained = [p for _, group in trained_parameters(policy) for p in group]
         own = {id(p) for p in trained}
         frozen = sum(p.numel() for p in policy.base.parameters() if id(p) not in own)
-        where = f" at {_places(policy.points, policy.n_layers)}" if policy.points else ""
+        where = f" at {in_words(policy.points, policy.n_layers)}" if policy.points else ""
         mask = "" if policy.token_mask.everywhere else f", token mask {policy.token_mask}"
         count = len(self.model.members)
         name = f"{name}, a sweep of {count} policies" if count > 1 else name
@@ -340,12 +340,6 @@ def _refuse_empty(prefix: str, values: Any, hints: Mapping[str, Any]) -> None:
     for name, hint in hints.items():
         if name in values and values[name] is None and type(None) not in (hint, *get_args(hint)):
             raise SteerkitError(f"{prefix}{name} is empty: give it a value, or leave it out.")
-
-
-def _places(points: Sequence[HookPoint], n_layers: int) -> str:
-    if len(points) == n_layers and len({point.site for point in points}) == 1:
-        return f"all {n_layers} layers" + (f" ({points[0].site})" if points[0].site != "output" else "")
-    return ", ".join(map(str, points[:4])) + (f" and {len(points) - 4} more" if len(points) > 4 else "")
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:

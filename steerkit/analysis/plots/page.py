@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from steerkit.analysis.plots.panels import Bars, Heatmap, Lines, Panel, Points, Series, Table, Tokens
 from steerkit.analysis.result import AnalysisResult
 from steerkit.files import write_text
+from steerkit.hookpoints import HookPoint, in_words
 
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222; }
@@ -33,9 +34,13 @@ def write_page(panels: Sequence[Panel], result: AnalysisResult, path: str | Path
     write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
 
 
+def _where(facts: Mapping[str, Any], result: AnalysisResult) -> str:
+    return in_words([HookPoint.parse(point) for point in facts["points"]], int(result.model.get("n_layers", 0)))
+
+
 def _head(result: AnalysisResult) -> str:
     vectors = ", ".join(
-        f"{name} ({facts['intervention']} at {', '.join(facts['points'])}; mask {facts['token_mask']})"
+        f"{name} ({facts['intervention']} at {_where(facts, result)}; mask {facts['token_mask']})"
         for name, facts in result.vectors.items()
     )
     prompts = f"{result.prompts['n']} prompts {result.prompts['source']}" if result.prompts else "no prompts"
