@@ -235,7 +235,7 @@ def instantiate(target: Callable[..., Any], settings: Mapping[str, Any], label: 
 
 
 def _entries(group: str, kind: str) -> list[Entry]:
-    paths = list(dict.fromkeys(map(str, sys.path)))
+    paths = list(dict.fromkeys(os.path.abspath(str(path)) for path in sys.path))  # '' is the working directory
     found: dict[tuple[str, str], Entry] = {}
     for name, target, distribution, version in _advertised(tuple((path, _changed(path)) for path in paths)).get(
         group, ()
@@ -261,9 +261,9 @@ def _changed(path: str) -> int:
 def _advertised(paths: tuple[tuple[str, int], ...]) -> dict[str, list[tuple[str, str, str, str]]]:
     """``{group: [(name, target, distribution, version), ...]}`` of steerkit's groups.
 
-    Kept as long as the folders' times stay as they are (as ``importlib.metadata`` keeps its listings): reading the
-    metadata of some fifty distributions takes 30 ms, and a vector names its intervention's plugin each time it is
-    used.
+    Kept as long as the folders' times stay as they are: reading the metadata of some fifty distributions takes 30 ms,
+    and a vector names its intervention's plugin each time it is used. An installation changes its folder's time; an
+    ``entry_points.txt`` that is written over in place is seen by the next process.
 
     Args:
         paths: of ``sys.path``, each with its ``_changed``.

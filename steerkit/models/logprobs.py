@@ -124,8 +124,8 @@ class _FrozenUnembedding(torch.autograd.Function):
                 value = _of_chunk(h, targets[chunk], model, temperature, entropies)
                 values[:, chunk] = value.detach()
                 if slopes is not None:
-                    for k, row in enumerate(value):
-                        (slopes[k, chunk],) = torch.autograd.grad(row.sum(), h, retain_graph=k < len(value) - 1)
+                    for k in range(len(value)):
+                        (slopes[k, chunk],) = torch.autograd.grad(value[k].sum(), h, retain_graph=k < len(value) - 1)
             del h, value
         if slopes is not None:
             ctx.save_for_backward(slopes)

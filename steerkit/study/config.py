@@ -90,7 +90,8 @@ class RecipientConfig:
         base: zoo name or plugin, local folder.
         like: the arm whose settings train the recipient's own vector.
         lr: rate of that training; default: the arm's.
-        grid: rates to choose from on the recipient's validation problems, as for an arm; else ``lr``.
+        grid: rates to choose from on the recipient's validation problems, in fits of ``choice.max_steps`` as for an
+            arm; else ``lr``.
         max_steps: of that training; default: the arm's.
     """
 
@@ -171,6 +172,7 @@ class StudyConfig:
         for name, one in self.analyses.items():
             _check_analysis(name, one, self)
         for name, other in self.recipients.items():
+            _check_name("A recipient", name)
             _known(f"recipients.{name}.like", other.like, self.trained)
             _check_grid(f"recipients.{name}", other.grid)
 
@@ -212,15 +214,19 @@ def _known(place: str, name: str, names: list[str]) -> None:
         raise SteerkitError(f"{place}: there is no arm {name!r}.{did_you_mean(name, names)} Arms: {', '.join(names)}.")
 
 
+def _check_name(what: str, name: str) -> None:
+    if not name or not all(c.isalnum() or c in "_-." for c in name) or name.startswith("."):
+        raise SteerkitError(f"{what}'s name is a folder's: letters, digits, '_', '-' and '.', got {name!r}.")
+
+
 def _check_grid(place: str, grid: list[float] | None) -> None:
-    if grid is not None and (not grid or len(set(grid)) < len(grid)):
+    if grid is not None and (not grid or len({f"{lr:g}" for lr in grid}) < len(grid)):  # folders are named so
         raise SteerkitError(f"{place}.grid needs one or more different rates, got {grid}.")
 
 
 def _check_arm(name: str, arm: ArmConfig, study: StudyConfig) -> None:
     place = f"arms.{name}"
-    if not name or not all(c.isalnum() or c in "_-." for c in name) or name.startswith("."):
-        raise SteerkitError(f"An arm's name is a folder's: letters, digits, '_', '-' and '.', got {name!r}.")
+    _check_name("An arm", name)
     if (arm.row is None) != (arm.of is None):
         raise SteerkitError(f"{place}: 'row' and 'of' go together.")
     if arm.of is not None:

@@ -97,8 +97,8 @@ class Planner:
         if choosing:
             self._choice_of(key, arm)
         needs = [*self.screened(), *([f"{key}/choice"] if choosing else []), *self._needs_rate_of(key, arm)]
-        opening = self._opening_of(arm)
-        needs += [f"{arm.opening_of}/opening"] if opening else []
+        opening = self.opening_of(arm)
+        needs += self.opening_first(arm)
         seeds = arm.seeds or self.config.seeds
         report: dict[str, Any] = {"split": "test", "temperatures": self.config.temperatures}
         if arm.each_layer is not None:
@@ -122,8 +122,9 @@ class Planner:
 
     def _choice_of(self, key: str, arm: ArmConfig) -> None:
         if arm.each_layer is None:
-            needs = [*self.screened(), *([f"{arm.opening_of}/opening"] if arm.opening_of else [])]
-            self.choose_rate(key, f"arms/{key}/fit.yaml", arm, arm.grid or [], needs, self._opening_of(arm))
+            needs = [*self.screened(), *self.opening_first(arm)]
+            self.choose_rate(key, f"arms/{key}/fit.yaml", arm.grid or [], arm.last, needs, self.opening_of(arm),
+                             is_full(arm))  # fmt: skip
             return
         overrides, report = self._comparison()
         self.fit(f"{key}/choose", f"arms/{key}/fit.yaml",
@@ -133,22 +134,23 @@ class Planner:
                  "temperature": self.config.choice.temperature}  # fmt: skip
         self.add(Item(f"{key}/choice", "choose", [], f"arms/{key}/choice.json", [f"{key}/choose"], about=about))
 
-    def choose_rate(self, key: str, file: str, arm: ArmConfig, grid: Sequence[float], needs: list[str],
-                    more: Mapping[str, Any] | None = None, root: str = "arms/") -> None:  # fmt: skip
+    def choose_rate(self, key: str, file: str, grid: Sequence[float], last: float, needs: list[str],
+                    more: Mapping[str, Any], full: bool = False, root: str = "arms/") -> None:  # fmt: skip
         """Add the runs that compare the rates of a grid, and the choice.
 
         Args:
             key: ``KEY/choose/RATE`` and ``KEY/choice`` are their ids, and under ``root`` their folders.
             file: config of the runs, one of ``plan.files``.
-            arm: whose settings they have.
+            last: the last layer's rate as a multiple of the others'.
             more: flags of the runs.
+            full: they train all weights.
         """
         overrides, report = self._comparison()
         places = {f"{lr:g}": f"{key}/choose/{lr:g}" for lr in grid}
         for lr, id_ in zip(grid, places.values(), strict=True):
-            flags = {"model.lr": json.dumps(rate_of(lr, arm.last)), **(more or {}), **overrides}
-            self.fit(id_, file, flags, needs, self.config.choice.seed, 1, report, full=is_full(arm), root=root)
-        about = {"grid": {lr: f"{root}{id_}/results.json" for lr, id_ in places.items()}, "last": arm.last,
+            flags = {"model.lr": json.dumps(rate_of(lr, last)), **more, **overrides}
+            self.fit(id_, file, flags, needs, self.config.choice.seed, 1, report, full=full, root=root)
+        about = {"grid": {lr: f"{root}{id_}/results.json" for lr, id_ in places.items()}, "last": last,
                  "temperature": self.config.choice.temperature}  # fmt: skip
         self.add(Item(f"{key}/choice", "choose", [], f"{root}{key}/choice.json", list(places.values()), about=about))
 
@@ -200,7 +202,12 @@ class Planner:
         owner = self.find(arm.lr_of, f"arms.{key}.lr_of")
         return [f"{owner.key}/choice"] if owner.config.grid is not None else []
 
-    def _opening_of(self, arm: ArmConfig) -> dict[str, str]:
+    def opening_first(self, arm: ArmConfig) -> list[str]:
+        """The item that an arm waits for which is trained behind an opening."""
+        return [f"{arm.opening_of}/opening"] if arm.opening_of else []
+
+    def opening_of(self, arm: ArmConfig) -> dict[str, str]:
+        """Its template as a flag, with the opening that is found on the way."""
         if arm.opening_of is None:
             return {}
         template = dict(fit_config(self.config, arm).get("model", {}).get("template") or {})

@@ -116,18 +116,19 @@ def _own_vector(planner: Planner, name: str, recipient: RecipientConfig) -> None
     if recipient.max_steps is not None:
         steps = {"trainer": {"max_steps": recipient.max_steps}}
         planner.plan.files[file] = merged(planner.plan.files[file], steps)
-    needs = planner.screened()
+    owner = like if like.config.lr_of is None else planner.find(like.config.lr_of, place)
+    opening = planner.opening_of(like.config)
+    needs = [*planner.screened(), *planner.opening_first(like.config)]
     if recipient.grid and planner.config.choice.enabled:
-        planner.choose_rate(key, file, like.config, recipient.grid, needs, root="")
+        planner.choose_rate(key, file, recipient.grid, owner.config.last, needs, opening, root="")
         rate, needs = f"<rate of {key}>", [*needs, f"{key}/choice"]
     elif recipient.lr is not None:
-        rate = json.dumps(rate_of(recipient.lr, like.config.last))
+        rate = json.dumps(rate_of(recipient.lr, owner.config.last))
     else:
         rate = planner.rate(like.key, like.config)
-        owner = like if like.config.lr_of is None else planner.find(like.config.lr_of, place)
         needs += [f"{owner.key}/choice"] if rate.startswith("<") else []
     report = {"split": "test", "temperatures": planner.config.temperatures}
-    flags = {"model.lr": rate, "report.arms": ["base", "steered"], **under("report", report)}
+    flags = {"model.lr": rate, **opening, "report.arms": ["base", "steered"], **under("report", report)}
     seed = (like.config.seeds or planner.config.seeds)[0]
     planner.fit(f"{key}/own", file, flags, needs, seed, 1, report, 2, root="")
 

@@ -70,8 +70,8 @@ class SteeringModule(L.LightningModule):
         sweep: several policies in one run, as rows of one batch.
         lr: AdamW's learning rate, or ``{default: 0.05, layers.5.output: 0.5}``: late layers need 10 to 100 times more.
         weight_decay: AdamW's; it would pull the vector back to the base.
-        warmup_steps: linear warm-up; constant afterwards.
-        decay_steps: the last steps, over which the rate falls linearly towards 0; 0: constant to the end.
+        warmup_steps: linear warm-up of the learning rate.
+        decay_steps: the last steps, over which it falls linearly towards 0; 0: constant to the end.
         grad_clip: the largest global norm of the gradient; 0 turns clipping off.
         objective: plugin of group ``steerkit.objectives``.
         rewards: what a rubric takes: a plugin's name, ``{name: weight}``, or a list of ``{name: ..., weight: ...}``.

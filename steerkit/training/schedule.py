@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 
 def check_schedule(warmup_steps: int, decay_steps: int) -> None:
-    """Raises:
-    SteerkitError: for a negative number of steps.
+    """Refuse what is no number of steps.
+
+    Raises:
+        SteerkitError: for a negative one.
     """
     if min(warmup_steps, decay_steps) < 0:
         raise SteerkitError(f"warmup_steps and decay_steps count steps, got {warmup_steps} and {decay_steps}.")

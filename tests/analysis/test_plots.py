@@ -24,6 +24,7 @@ PANELS = [
     Lines("lines", [0, 1, 2],
           [Series("v", [1, None, 3], [0, None, 2], [2, None, 4]), Series("c", [1, 1, 1], control=True)], line_at=0.0),
     Lines("named", ["one", NASTY], [Series(NASTY, [1.0, 10.0])], log_y=True),
+    Bars("nothing measured", ["a"], []),
     Bars("bars", ["a", NASTY],
          [Series("v", [1, None], [0.5, None], [1.5, None]), Series("c", [0.1, 0.2], control=True)]),
     Points("points", [1.0, 2.0], [3.0, None], ["a", NASTY], named=2),

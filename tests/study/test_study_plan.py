@@ -148,6 +148,24 @@ def test_a_recipient_chooses_its_rate_and_has_its_own_length(tmp_path):
     assert rate(own.argv) == 0.2
 
 
+def test_a_recipient_has_its_arms_opening_and_the_last_layers_rate(tmp_path):
+    arms = {
+        "base": {"row": "base", "of": "all", "role": "base"},
+        "all": {"grid": [0.1], "last": 3.0},
+        "open": {"row": "prefix", "of": "all"},
+        "behind": {"lr_of": "all", "opening_of": "open"},
+    }
+    recipients = {"other": {"base": str(tmp_path), "like": "behind", "grid": [0.2, 0.4]}}
+    planner = planned(
+        arms=arms, analyses={"transfer": {"arms": ["all"], "recipients": ["other"]}}, recipients=recipients
+    )
+    first, _, _, own = (item for item in planner.plan.items if item.id.startswith("recipients/"))
+    assert json.loads(first.argv[first.argv.index("--model.lr") + 1]) == {"default": 0.2, "-1": pytest.approx(0.6)}
+    for item in (first, own):
+        assert "open/opening" in item.needs
+        assert "<opening of open>" in item.argv[item.argv.index("--model.template") + 1]
+
+
 def test_a_vector_of_another_arm_makes_one_analysis_a_seed():
     one = {"analyzer": "geometry", "arms": ["static_last"], "seeds": [0, 1], "options": {"x": "<vector of all>"}}
     items = planned(seeds=[0, 1], analyses={"g": one}).plan.items[-2:]
@@ -180,6 +198,7 @@ def test_a_vector_of_another_arm_makes_one_analysis_a_seed():
         ({"analyses": {"transfer": {"arms": ["all"], "recipients": ["x"]}}}, "no recipient 'x'"),
         ({"recipients": {"x": {"base": "b", "like": "y"}}}, "recipients.x.like"),
         ({"recipients": {"x": {"base": "b", "like": "all", "grid": [0.1, 0.1]}}}, "recipients.x.grid"),
+        ({"recipients": {"a b": {"base": "b", "like": "all"}}}, "A recipient's name is a folder's"),
     ],
 )
 def test_what_does_not_go_together(changes, message):

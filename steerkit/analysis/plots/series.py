@@ -16,6 +16,6 @@ def series(label: str, rows: Sequence[Mapping[str, Any]], control: bool = False)
 
 
 def with_controls(rows: Sequence[Mapping[str, Any]], label: str, control: str) -> list[Series]:
-    """Values and controls under these two names; one of which no row knows a number is left out."""
-    both = series(label, rows), series(control, rows, control=True)
-    return [one for one in both if any(y is not None for y in one.y)]
+    """Values and controls under these two names; no controls where no row has one."""
+    own, other = series(label, rows), series(control, rows, control=True)
+    return [own, other] if any(y is not None for y in other.y) else [own]

@@ -183,7 +183,8 @@ def _bars(figure: Any, axes: Any, picture: Bars, theme: Theme) -> None:
     figure.set_figheight(0.75 + (0.09 + 0.155 * count) * len(picture.labels) + (0.2 if count > 1 else 0))
     width = 0.8 / count
     rows = np.arange(len(picture.labels), dtype=np.float64)
-    known = np.array([[value is not None for value in series.y] for series in picture.series]).reshape(count, len(rows))
+    known = np.array([[value is not None for value in series.y] for series in picture.series])
+    known = known.reshape(len(picture.series), len(rows))
     coloured = 0
     for index, series in enumerate(picture.series):
         y, low, high = _ends(series)
