@@ -30,7 +30,9 @@ def panels(result: AnalysisResult) -> list[Panel]:
 def bars_of(title: str, rows: Sequence[Mapping[str, Any]], limit: int = 60) -> Bars:
     """One bar a row, and its control beside it in grey."""
     shown = rows[:limit]
-    return Bars(title, [of_what(row) for row in shown], with_controls(shown, "steered", "control"), title)
+    metrics = {str(row["metric"]) for row in shown}
+    unit = metrics.pop() if len(metrics) == 1 else ""
+    return Bars(title, [of_what(row) for row in shown], with_controls(shown, "steered", "control"), unit)
 
 
 def of_what(row: Mapping[str, Any]) -> str:
