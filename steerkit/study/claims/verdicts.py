@@ -17,7 +17,7 @@ from steerkit.study.claims.rules import CLAIMS, Rule, Test, parse_rules
 
 
 def judge(results: Mapping[str, Any], folder: str | Path, rules: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One verdict a claim, C1 to C10, then the two planted effects.
+    """One verdict for each claim that has a rule, in the order C1 to C10, then the two planted effects.
 
     What was not measured makes a verdict *inconclusive* and is named in it; only rules that make no sense raise.
 
@@ -31,10 +31,7 @@ def judge(results: Mapping[str, Any], folder: str | Path, rules: Mapping[str, An
     """
     parsed = parse_rules(rules)
     evidence = Evidence(results, folder)
-    verdicts = [
-        verdict(parsed.claims[name], evidence, parsed.resampling) if name in parsed.claims else _without_rule(name)
-        for name in CLAIMS
-    ]
+    verdicts = [verdict(parsed.claims[name], evidence, parsed.resampling) for name in CLAIMS if name in parsed.claims]
     n, seeds = int((results.get("test") or {}).get("n") or 256), len(results.get("seeds") or [0])
     return verdicts + [
         verdict(rule, made, parsed.resampling) | {"expected": expected}
@@ -147,11 +144,3 @@ def _power(test: Test, apart: float | None, n: int, seeds: int) -> str:
         f"with {size}, a value of {side} {test.threshold + sign * apart:.2g} would have been told from the threshold "
         f"{test.threshold:g} (80 %)"
     )
-
-
-def _without_rule(name: str) -> dict[str, Any]:
-    return {
-        "claim": name, "title": name, "statistic": "", "rule": "", **dict.fromkeys(_HEADLINE), "n": 0, "seeds": 0,
-        "outcome": "inconclusive", "reason": "the config has no rule for it", "power": "nothing was measured",
-        "possible": "", "sources": [], "notes": [], "tests": [],
-    }  # fmt: skip
