@@ -89,7 +89,9 @@ def main() -> None:
     if options.forecast:
         print(json.dumps(forecast(json.loads(options.forecast))))
         return
-    found: dict[str, Any] = {}
+    target = HERE / "results" / "dry_run.json"
+    target.parent.mkdir(exist_ok=True)
+    found: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {}  # cases of other calls stay
     print("| case | memory: forecast | measured | ratio | a step: forecast | measured | ratio |")
     print("|---|---|---|---|---|---|---|")
     for name in options.only:
@@ -99,9 +101,7 @@ def main() -> None:
         s = [part["step_s"] for part in (said, was)]
         print(f"| {name} | {gb[0]:.2f} GB | {gb[1]:.2f} GB | {gb[0] / gb[1]:.2f} | {s[0]:.1f} s | {s[1]:.1f} s | "
               f"{s[0] / s[1]:.2f} |", flush=True)  # fmt: skip
-    target = HERE / "results" / "dry_run.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(found, indent=1))
+        target.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
