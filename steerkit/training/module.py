@@ -286,7 +286,7 @@ class SteeringModule(L.LightningModule):
         (loss,), (gap,) = processes.total(stats.loss), processes.largest(stats.logprob_gap)
         with processes.phase():  # the same numbers in each of them: one says it for all
             norms = self.failed.clip(self.settings.grad_clip)
-        set_rates(optimizer, self.global_step, self.trainer, self.settings.warmup_steps, self.settings.decay_steps)
+        set_rates(optimizer.param_groups, self.global_step, self.trainer, self.settings)
         stops.hold()  # until the step's metrics are on disk
         self.run_state.begin_update(parameters)
         optimizer.step()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch.optim import Optimizer
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import SteerkitError
 
@@ -22,19 +21,21 @@ def check_schedule(warmup_steps: int, decay_steps: int) -> None:
         raise SteerkitError(f"warmup_steps and decay_steps count steps, got {warmup_steps} and {decay_steps}.")
 
 
-def set_rates(optimizer: Optimizer, step: int, trainer: Trainer, warmup_steps: int, decay_steps: int) -> None:
+def set_rates(groups: Iterable[dict[str, Any]], step: int, trainer: Trainer, settings: Any) -> None:
     """Give each parameter group the share of its own rate (``full_lr``) that the coming step has.
 
     A function of the step and of the run's length alone: a resumed run goes on as the whole one would, and a run that
     is made longer has its decay at the new end.
 
     Args:
+        groups: an optimizer's.
         step: steps made so far.
         trainer: whose ``max_steps`` or epochs say how many there will be.
+        settings: with ``warmup_steps`` and ``decay_steps``.
     """
-    total = float(trainer.estimated_stepping_batches) if decay_steps else float("inf")
-    share = rate_share(step, total, warmup_steps, decay_steps)
-    for group in optimizer.param_groups:
+    warmup, decay = settings.warmup_steps, settings.decay_steps
+    share = rate_share(step, float(trainer.estimated_stepping_batches) if decay else float("inf"), warmup, decay)
+    for group in groups:
         group["lr"] = group["full_lr"] * share
 
 
