@@ -7,7 +7,9 @@ over seconds with:
 
 - fused_sampling, fused_update: norms and rotary embeddings in fewer passes (``rollouts/fused.py``).
 - packed_sampling: the weights in oneDNN's layout (``rollouts/acceleration.py``).
-- grouped_sampling: heads that share keys as queries of one attention (the same file).
+- grouped_sampling: heads that share keys as queries of one attention (the same file; where a family's samples can't
+  share their prompt: neither of these two models).
+- direct_sampling: decoding steps with fewer calls and joined weights (``rollouts/direct.py``).
 
 A saving that gives nothing on the machines at hand is code to be taken out.
 """
@@ -24,20 +26,31 @@ from common import HEADLINE, Report, Row, arguments
 from ours import OurStep, Timed
 from workload import Workload, never_stopping
 
-from steerkit.rollouts import acceleration
+from steerkit.rollouts import acceleration, direct
 
 TOKENS = 24
-SAVINGS = {"fused": ("sampling", "update"), "_packed_linears": ("sampling",), "_grouped_attention": ("sampling",)}
-"""What ``acceleration`` calls it -> the halves of a step that it is for."""
+SAVINGS = {
+    "direct": ("sampling",),
+    "fused": ("sampling", "update"),
+    "packed": ("sampling",),
+    "grouped": ("sampling",),
+}
+"""The saving -> the halves of a step that it is for."""
 
 
 def without(name: str, step: Callable[[], Timed]) -> Timed:
     """A step without the saving."""
 
-    def nothing(_base: Any) -> Any:
+    def nothing(*_: Any) -> Any:
         return nullcontext()
 
-    with patch.object(acceleration, name, nothing):
+    off = {
+        "direct": patch.object(direct, "steps_directly", lambda _model: False),
+        "fused": patch.object(acceleration, "fused", nothing),
+        "packed": patch.object(acceleration, "WORTH_PACKING", float("inf")),
+        "grouped": patch.object(acceleration, "_grouped_attention", nothing),
+    }
+    with off[name]:
         return step()
 
 
@@ -59,8 +72,7 @@ def bench(report: Report, model: str) -> None:
                 pairs.append((step(), without(name, step)))
             for half in halves:
                 took = [(getattr(a, half), getattr(b, half)) for a, b in pairs]
-                label = f"{name.strip('_').partition('_')[0]}_{half}"
-                report.add(Row.of(label, took, "s", False, model))
+                report.add(Row.of(f"{name}_{half}", took, "s", False, model))
 
 
 def main() -> None:

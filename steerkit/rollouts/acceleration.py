@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,14 @@ _GROUPED = "steerkit_grouped"
 
 
 @contextmanager
-def accelerated(model: SteeredModel, pack: str = "auto", precision: str = "exact") -> Iterator[None]:
+def accelerated(
+    model: SteeredModel, pack: str = "auto", precision: str = "exact", joined: Collection[nn.Module] = ()
+) -> Iterator[None]:
     """Inside the block, forward passes of ``model.base`` without gradients run faster.
 
     Args:
         pack: ``never``, or ``auto``: where it pays.
+        joined: maps whose weights are packed elsewhere.
         precision: ``exact``, or that of the products with the weights (``approximate.PRECISIONS``).
     """
     with ExitStack() as stack:
@@ -36,7 +39,7 @@ def accelerated(model: SteeredModel, pack: str = "auto", precision: str = "exact
             return
         # Full fine-tuning changes the weights every step: packing them again would cost more than it gives.
         if pack == "auto" and keeps_weights(model) and model.device.type == "cpu" and model.dtype == torch.float32:
-            stack.enter_context(_packed_linears(model.base))
+            stack.enter_context(_packed_linears(model.base, joined))
         yield
 
 
@@ -93,14 +96,18 @@ WORTH_PACKING = {"AVX512": 0}.get(torch.backends.cpu.get_cpu_capability(), 200_0
 ONEDNN_UPDATE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """Whether forward and backward passes of an update go through oneDNN (``accelerated_update``)."""
 
-_packed: weakref.WeakKeyDictionary[nn.Module, tuple[int, int, Tensor]] = weakref.WeakKeyDictionary()
+_copies: weakref.WeakKeyDictionary[nn.Module, tuple[bool, tuple[tuple[int, int], ...], Tensor]] = (
+    weakref.WeakKeyDictionary()
+)
+"""The first of the maps -> (packed, state of each weight, copy)."""
 
 
-def frozen_linears(base: nn.Module) -> list[nn.Linear]:
+def frozen_linears(*modules: nn.Module) -> list[nn.Linear]:
     """The linear maps that oneDNN can take over: those whose weights are here, in fp32, and are not trained."""
     return [
         m
-        for m in base.modules()
+        for module in modules
+        for m in module.modules()
         # A weight that is spread over processes is not here.
         if type(m) is nn.Linear and m.weight.dtype == torch.float32 and not hasattr(m.weight, "device_mesh")
     ]
@@ -127,21 +134,52 @@ def replaced(linears: Sequence[nn.Linear], forward: Callable[[nn.Linear], Any]) 
                 linear.forward = old  # type: ignore[method-assign]
 
 
-def _packed_linears(base: nn.Module) -> AbstractContextManager[None]:
-    """oneDNN's own weight layout: at 8 to 64 rows its products take about half the time."""
+def _packed_linears(base: nn.Module, but: Collection[nn.Module] = ()) -> AbstractContextManager[None]:
+    """oneDNN's own weight layout: at 8 to 64 rows its products take about half the time.
+
+    Args:
+        but: maps that are left as they are.
+    """
     if not torch.backends.mkldnn.is_available():
         return nullcontext()
-    linears = [m for m in frozen_linears(base) if m.weight.numel() >= WORTH_PACKING and not m.weight.requires_grad]
-    return replaced(linears, lambda linear: _PackedForward(_pack(linear), linear.bias))
+    linears = [
+        linear
+        for linear in frozen_linears(base)
+        if linear.weight.numel() >= WORTH_PACKING and not linear.weight.requires_grad and linear not in but
+    ]
+    return replaced(linears, lambda linear: _PackedForward(_weight([linear], True), linear.bias))
 
 
-def _pack(linear: nn.Linear) -> Tensor:
-    state = (linear.weight.data_ptr(), linear.weight._version)
-    found = _packed.get(linear)
-    if found is None or found[:2] != state:
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
-        found = (*state, packed)
-        _packed[linear] = found
+def joined(linears: Sequence[nn.Linear], pack: bool) -> Callable[[Tensor], Tensor]:
+    """One product in the place of several of the same input: [..., D] -> [..., their widths, one after the other].
+
+    Args:
+        pack: whether the weights may be copied. Without it, or where a copy would be large and can't be packed, it is
+            a product each.
+    """
+    size = sum(linear.weight.numel() for linear in linears)
+    packs = (
+        size >= WORTH_PACKING and torch.backends.mkldnn.is_available() and len(frozen_linears(*linears)) == len(linears)
+    )
+    alike = len({linear.bias is None for linear in linears}) == 1
+    if not pack or not alike or (size >= WORTH_PACKING and not packs):
+        return lambda hidden: torch.cat([linear(hidden) for linear in linears], dim=-1)
+    bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
+    weight = _weight(linears, packs)
+    return _PackedForward(weight, bias) if packs else lambda hidden: nn.functional.linear(hidden, weight, bias)
+
+
+def _weight(linears: Sequence[nn.Linear], pack: bool) -> Tensor:
+    """Their weights as one, in oneDNN's layout or not; kept until one of them changes."""
+    weights = [linear.weight.detach() for linear in linears]
+    state = tuple((weight.data_ptr(), linear.weight._version) for weight, linear in zip(weights, linears, strict=True))
+    found = _copies.get(linears[0])
+    if found is None or found[:2] != (pack, state):
+        whole = torch.cat(weights) if len(weights) > 1 else weights[0]
+        if pack:
+            whole = torch.ops.mkldnn._reorder_linear_weight(whole, None)
+        found = pack, state, whole
+        _copies[linears[0]] = found
     return found[2]
 
 

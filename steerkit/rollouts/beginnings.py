@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from steerkit.rollouts.shared_cache import slides
+from steerkit.rollouts.shared_attention import slides
 
 if TYPE_CHECKING:
     from steerkit.models import SteeredModel

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steerkit.errors import SteerkitError
 from steerkit.interventions.rowwise import Rows
 from steerkit.rollouts.acceleration import accelerated
 from steerkit.rollouts.approximate import check_precision
+from steerkit.rollouts.direct import Direct, direct
 from steerkit.rollouts.prefill import prefill
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
-from steerkit.rollouts.shared_cache import SharedPromptCache, shared_attention, shares_prompts
+from steerkit.rollouts.shared_attention import shared_step, shares_prompts
+from steerkit.rollouts.shared_cache import SharedPromptCache
 from steerkit.rollouts.slab_cache import SlabCache
 from steerkit.rollouts.suffix import KeptStreams, without_streams
 from steerkit.rollouts.transformers_sampler import TransformersSampler
@@ -130,6 +132,7 @@ class _Decoder:
         self.done: dict[int, list[Rollout | None]] = {}
         self.policies = torch.zeros(self.n_slots, dtype=torch.long, device=device)
         self.rows: Rows | None = None  # of the running slots; None: to be made anew
+        self.direct: Direct | None = None
         self.kept = KeptStreams(model, params.keep_layers)
         self.stream: Tensor | None = None  # [slots, T, D] of it, at the tokens that were fed
         self.prompt_streams: dict[int, Tensor] = {}
@@ -137,7 +140,11 @@ class _Decoder:
     def run(self) -> Iterator[tuple[int, RolloutGroup]]:
         logits: Tensor | None = None
         with ExitStack() as stack:
-            stack.enter_context(accelerated(self.model, self.sampler.pack, self.sampler.precision))
+            joined: Collection[nn.Module] = ()
+            if isinstance(self.cache, SharedPromptCache) and self.sampler.exact:
+                self.direct = stack.enter_context(direct(self.model, self.cache, self.sampler.pack != "never"))
+                joined = () if self.direct is None else self.direct.joined
+            stack.enter_context(accelerated(self.model, self.sampler.pack, self.sampler.precision, joined))
             stack.enter_context(self.kept.open())
             # A cache and its layers know each other: gigabytes would wait for the garbage collector.
             stack.callback(self.cache.layers.clear)
@@ -243,20 +250,20 @@ class _Decoder:
         if self.rows is None:
             self.rows = Rows(self.policies[:n].tolist(), self.model.device)
         with self.model.rows(self.rows):
-            out = self._step()
+            logits = self._step()
         if self.kept.on:
             assert self.stream is not None
             latest = self.kept.take(self.policies[:n])[:, 0]
             self.stream[torch.arange(n, device=latest.device), self.age[:n] - 1] = latest
         self.cache.advance()
-        logits: Tensor = out.logits[:, -1]
         return logits
 
-    def _step(self) -> Any:
-        with shared_attention(self.model.base) if self.shared else nullcontext():
-            return self.model(
-                input_ids=self.last[: self.cache.n_rows, None],
-                past_key_values=self.cache,
-                use_cache=True,
-                **self.cache.inputs(),
-            )
+    def _step(self) -> Tensor:
+        ids = self.last[: self.cache.n_rows]
+        if self.direct is not None:
+            return self.direct.step(ids)
+        if isinstance(self.cache, SharedPromptCache):
+            return shared_step(self.model, self.cache, ids)
+        out = self.model(input_ids=ids[:, None], past_key_values=self.cache, use_cache=True, **self.cache.inputs())
+        logits: Tensor = out.logits[:, -1]
+        return logits

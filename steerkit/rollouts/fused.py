@@ -147,7 +147,7 @@ class _RotaryForward:
             return self.own(q, k, cos, sin, *args, **kwargs)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return tuple(
-            _Rotary.apply(x, cos, sin) if x.requires_grad and torch.is_grad_enabled() else _turned(x, cos, sin, 1.0)
+            _Rotary.apply(x, cos, sin) if x.requires_grad and torch.is_grad_enabled() else turned(x, cos, sin, 1.0)
             for x in (q, k)
         )
 
@@ -156,15 +156,15 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.cos, ctx.sin = cos, sin
-        return _turned(x, cos, sin, 1.0)
+        return turned(x, cos, sin, 1.0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _turned(grad, ctx.cos, ctx.sin, -1.0), None, None
+        return turned(grad, ctx.cos, ctx.sin, -1.0), None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+def turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     """(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), or back with sign -1; the two halves of cos and sin are alike."""
     half = x.shape[-1] // 2
     out = x * cos
@@ -174,7 +174,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
 
 
 def _rotary_modules(base: nn.Module) -> list[ModuleType]:
-    """The modelling files of the base whose rotary function does what ``_turned`` does."""
+    """The modelling files of the base whose rotary function does what ``turned`` does."""
     names = dict.fromkeys(type(module).__module__ for module in base.modules())
     files = [sys.modules[name] for name in names if name in sys.modules]
     return [file for file in files if callable(getattr(file, _ROTARY, None)) and _same(getattr(file, _ROTARY))]
@@ -188,7 +188,7 @@ def _same(own: Callable[..., Any]) -> bool:
     try:
         truth = own(*given)
         return all(
-            torch.allclose(_turned(x, given[2].unsqueeze(1), given[3].unsqueeze(1), 1.0), y, atol=1e-6)
+            torch.allclose(turned(x, given[2].unsqueeze(1), given[3].unsqueeze(1), 1.0), y, atol=1e-6)
             for x, y in zip(given[:2], truth, strict=True)
         )
     except Exception:  # it takes something else

@@ -7,24 +7,14 @@ their age, so rows of any age run together and none is padded.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, DynamicCache
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from steerkit.models.positions import positions_from_mask
 from steerkit.rollouts.slots import moves_to_front
-
-if TYPE_CHECKING:
-    from steerkit.models import SteeredModel
-
-ATTENTION = "steerkit_shared_prompt"
-"""The name under which ``attend`` is registered; it has no mask function, so models make no mask."""
 
 
 class SharedLayer(DynamicLayer):
@@ -40,16 +30,20 @@ class SharedLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write each running row's token, [n, H, 1, d], at the column of its age; ``attend`` reads the rest itself."""
+        self.write(key_states[:, :, 0], value_states[:, :, 0])
+        key_states.steerkit_layer = self  # type: ignore[attr-defined]
+        return key_states, value_states
+
+    def write(self, keys: Tensor, values: Tensor) -> None:
+        """Each running row's token, [n, H, d], at the column of its age."""
         cache, n = self.cache, self.cache.n_rows
         assert self.own_keys is not None and self.own_values is not None
         if cache.one_age is not None:
-            self.own_keys[:n, :, :, cache.one_age] = key_states[:, :, 0]
-            self.own_values[:n, :, cache.one_age] = value_states[:, :, 0]
+            self.own_keys[:n, :, :, cache.one_age] = keys
+            self.own_values[:n, :, cache.one_age] = values
         else:
-            self.own_keys[cache.arange[:n], :, :, cache.columns] = key_states[:, :, 0]
-            self.own_values[cache.arange[:n], :, cache.columns] = value_states[:, :, 0]
-        key_states.steerkit_layer = self  # type: ignore[attr-defined]
-        return key_states, value_states
+            self.own_keys[cache.arange[:n], :, :, cache.columns] = keys
+            self.own_values[cache.arange[:n], :, cache.columns] = values
 
     def get_seq_length(self) -> int:
         return self.cache.length
@@ -87,11 +81,10 @@ class SharedPromptCache(Cache):
         self.columns = self.ages
         self.filled = 0
         self.own_bias: Tensor | None = None
-        self.place: Tensor | None = None
-        self.where: Tensor | None = None
+        self.to_groups = self.to_rows = self.ages
         self.prompt_bias: Tensor | None = None
         self.width = self.length = 0
-        self.rows_a_prompt = k
+        self.rows_a_prompt, self.heads = k, 1
 
     @property
     def free_prompts(self) -> int:
@@ -112,7 +105,8 @@ class SharedPromptCache(Cache):
             keys, values = getattr(filled, "keys", None), getattr(filled, "values", None)
             assert isinstance(keys, Tensor) and isinstance(values, Tensor)
             if mine.own_keys is None:
-                heads, d, dv = keys.shape[1], keys.shape[-1], values.shape[-1]
+                self.heads = heads = keys.shape[1]
+                d, dv = keys.shape[-1], values.shape[-1]
                 # Zeros: what no row has written yet has weight 0, which times NaN would be NaN.
                 mine.own_keys = keys.new_zeros(self.max_rows, heads, d, self.max_tokens)
                 mine.own_values = values.new_zeros(self.max_rows, heads, self.max_tokens, dv)
@@ -179,7 +173,9 @@ class SharedPromptCache(Cache):
         self.ages[: self.n_rows] += 1
 
     def _settle(self) -> None:
-        """How rows stand by prompt: [prompts, most rows of one] row numbers, and each row's place in there."""
+        """How rows stand by prompt: ``to_groups`` [prompts * H * most rows of one] says where each place is filled
+        from, ``to_rows`` [n * H] where each row's heads stand among those.
+        """
         n, groups = self.n_rows, self.n_prompts
         if not n:
             return
@@ -192,9 +188,11 @@ class SharedPromptCache(Cache):
         for slot, own in enumerate(rows):
             for j, row in enumerate(own):
                 where[row] = slot * most + j
-        in_order = padded == list(range(n))
-        self.place = None if in_order else torch.tensor(padded, device=self.device)
-        self.where = None if in_order else torch.tensor(where, device=self.device)
+        heads = torch.arange(self.heads, device=self.device)
+        placed = torch.tensor(padded, device=self.device).view(groups, 1, most)
+        self.to_groups = (placed * self.heads + heads[:, None]).flatten()
+        place = torch.tensor(where, device=self.device)[:, None]
+        self.to_rows = ((place // most * self.heads + heads) * most + place % most).flatten()
         self.width = max(self.lengths)
         starts = torch.tensor(self.lengths, device=self.device)
         self.starts = starts[torch.tensor(self.prompt_of, device=self.device)]
@@ -211,132 +209,3 @@ def _move(tensors: Sequence[Tensor | None], moves: Sequence[tuple[int, int]], de
         for tensor in tensors:
             assert tensor is not None
             tensor[target] = tensor[source]
-
-
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention function for one token a row: query [n, Hq, 1, d] -> [n, 1, Hq, d].
-
-    Raises:
-        NotImplementedError: for a family that does more between cache and attention than this knows; a probe finds
-            those (``fast_sampler``).
-    """
-    layer = getattr(key, "steerkit_layer", None)
-    if layer is None or attention_mask is not None or kwargs.get("s_aux") is not None:
-        raise NotImplementedError("not the attention that this function knows")
-    cache: SharedPromptCache = layer.cache
-    if sliding_window is not None and cache.prompt_width + cache.max_tokens > sliding_window:
-        raise NotImplementedError("a sliding window shorter than the sequences")
-    n, heads = cache.n_rows, layer.own_keys.shape[1]
-    g, d = query.shape[1] // heads, query.shape[-1]
-    own, width, groups, most = cache.filled, cache.width, cache.n_prompts, cache.rows_a_prompt
-    q = query.reshape(n, heads, g, d) * (d**-0.5 if scaling is None else scaling)
-
-    def by_prompt(rows: Tensor) -> Tensor:
-        """[n, H, g, x] -> [groups * H, most * g, x]"""
-        placed = rows if cache.place is None else rows[cache.place]
-        return placed.view(groups, most, heads, g, -1).transpose(1, 2).reshape(groups * heads, most * g, -1)
-
-    def by_row(grouped: Tensor) -> Tensor:
-        """The way back."""
-        rows = grouped.view(groups, heads, most, g, -1).transpose(1, 2).reshape(groups * most, heads, g, -1)
-        return rows if cache.where is None else rows[cache.where]
-
-    prompt_keys = layer.prompt_keys.flatten(0, 1)[: groups * heads, :, cache.prompt_width - width :]
-    of_prompt = torch.bmm(by_prompt(q), prompt_keys)
-    if softcap is not None:
-        of_prompt = softcap * torch.tanh(of_prompt / softcap)
-    if cache.prompt_bias is not None:
-        of_prompt.view(groups, heads, most * g, width).add_(cache.prompt_bias)
-    of_own = torch.bmm(q.view(n * heads, g, d), layer.own_keys.flatten(0, 1)[: n * heads, :, :own])
-    if softcap is not None:
-        of_own = softcap * torch.tanh(of_own / softcap)
-    if cache.own_bias is not None:
-        of_own.view(n, heads, g, own).add_(cache.own_bias)
-    scores = torch.cat([by_row(of_prompt), of_own.view(n, heads, g, own)], dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    out = torch.bmm(weights[..., width:].reshape(n * heads, g, own), layer.own_values.flatten(0, 1)[: n * heads, :own])
-    prompt_values = layer.prompt_values.flatten(0, 1)[: groups * heads, cache.prompt_width - width :]
-    shared = by_row(torch.bmm(by_prompt(weights[..., :width]), prompt_values))
-    return (out.view(n, heads, g, -1) + shared).reshape(n, 1, heads * g, -1), None
-
-
-@contextmanager
-def shared_attention(base: Any) -> Iterator[None]:
-    """Inside the block the model attends by ``attend``, and makes no masks."""
-    config = base.config.get_text_config()
-    before = config._attn_implementation
-    AttentionInterface.register(ATTENTION, attend)
-    config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def slides(model: SteeredModel, length: int) -> bool:
-    """Whether attention in some layers may not reach over sequences of this many tokens."""
-    config = model.base.config.get_text_config()
-    names = ("sliding_window", "attention_chunk_size", "window_size")  # the last: gpt_neo's local attention
-    windows = [getattr(config, name, None) for name in names]
-    return any(window and length > window for window in windows)
-
-
-_PROBED: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
-
-
-def shares_prompts(model: SteeredModel, length: int) -> bool:
-    """Whether the base can be decoded this way: a probe of a few tokens decides (families whose attention does more
-    than ``attend`` knows, or that do not hand the cache's keys on as they are, can't).
-
-    On a CPU only: on accelerators it was not measured against their fused kernels.
-
-    Args:
-        length: tokens of the longest sequence; none may be longer than a window in which attention slides.
-    """
-    base = model.base
-    config = base.config.get_text_config()
-    if model.device.type != "cpu" or not base._supports_attention_backend:
-        return False
-    if config._attn_implementation not in ("sdpa", "eager") or slides(model, length):
-        return False
-    if base not in _PROBED:
-        with torch.no_grad(), model.disabled():
-            try:
-                _PROBED[base] = _probe(model)
-            except Exception:  # whatever a family makes of a cache that it does not know
-                _PROBED[base] = False
-    return _PROBED[base]
-
-
-def _probe(model: SteeredModel) -> bool:
-    """Prompts of 3 and 5 tokens, two samples each, two steps, against a full pass."""
-    size = int(model.base.config.get_text_config().vocab_size)
-    full = (torch.arange(28, device=model.device).view(4, 7) * 7 + 1) % size
-    full[1, :5], full[3, :5] = full[0, :5], full[2, :5]
-    mask = torch.ones_like(full)
-    mask[:2, :2] = 0
-    positions = positions_from_mask(mask)
-    truth = model(full, mask, positions).logits[:, 5:]
-    filled = DynamicCache()
-    model(full[::2, :5], mask[::2, :5], positions[::2, :5], past_key_values=filled, use_cache=True)
-    cache = SharedPromptCache(model.n_layers, 4, 2, 5, 2, model.device)
-    cache.join(filled, [3, 5], 2)
-    got = []
-    for column in (5, 6):
-        with shared_attention(model.base):
-            out = model(full[:, column : column + 1], past_key_values=cache, use_cache=True, **cache.inputs())
-        cache.advance()
-        got.append(out.logits)
-    difference = (torch.cat(got, dim=1).float() - truth.float()).abs().max()
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 3e-2
-    return bool(difference <= tolerance * truth.float().abs().max().clamp(min=1))

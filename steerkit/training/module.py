@@ -69,6 +69,7 @@ class SteeringModule(L.LightningModule):
             ``site``.
         sweep: several policies in one run, as rows of one batch.
         lr: AdamW's learning rate, or ``{default: 0.05, layers.5.output: 0.5}``: late layers need 10 to 100 times more.
+        betas: AdamW's; a run of few steps may want less than the usual 0.9 of the first.
         weight_decay: AdamW's; it would pull the vector back to the base.
         warmup_steps: linear warm-up of the learning rate.
         decay_steps: the last steps, over which it falls linearly towards 0; 0: constant to the end.
@@ -81,8 +82,7 @@ class SteeringModule(L.LightningModule):
         max_tokens: length limit of a completion; a cut-off one counts as wrong.
         template: how a problem is put to the model.
         micro_batch_tokens: padded tokens in one forward and backward pass, at most.
-        memory_budget: GB that a step's activations may take (1 GB = 10^9 bytes); default: 1 on a CPU, a quarter of an
-            accelerator's memory.
+        memory_budget: GB (10^9 bytes) for a step's activations; default: 1 on a CPU, else a quarter of the memory.
         validation_temperatures: the validation accuracy is taken at each of these.
         dtype: of the base: ``auto`` (as saved; float32 on a CPU), ``float32``, ``bfloat16``...
         layout: where the blocks are, for a family that steerkit doesn't know.
@@ -100,6 +100,7 @@ class SteeringModule(L.LightningModule):
         vector: str | None = None,
         sweep: Sweep = Sweep(),  # noqa: B008 (frozen)
         lr: float | dict[str, float] = 0.05,
+        betas: list[float] = [0.9, 0.999],  # noqa: B006 (never changed; the CLI shows the default)
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         decay_steps: int = 0,
@@ -127,7 +128,7 @@ class SteeringModule(L.LightningModule):
             )
         if temperature <= 0:
             raise SteerkitError(f"temperature must be above 0 in training, got {temperature}: greedy has no gradient.")
-        check_schedule(warmup_steps, decay_steps)
+        check_schedule(warmup_steps, decay_steps, betas)
         self.save_hyperparameters()
         self.settings: Any = self.hparams
         self.automatic_optimization = False
@@ -213,8 +214,8 @@ class SteeringModule(L.LightningModule):
     # -- training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = list(optimizer_groups(self.members))
-        return torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+        groups, options = list(optimizer_groups(self.members)), self.settings
+        return torch.optim.AdamW(groups, betas=tuple(options.betas), weight_decay=options.weight_decay)
 
     def on_fit_start(self) -> None:
         self.rubric.warm()  # verifier processes start while the first rollouts are sampled

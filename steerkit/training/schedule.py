@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import SteerkitError
@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-def check_schedule(warmup_steps: int, decay_steps: int) -> None:
-    """Refuse what is no number of steps.
+def check_schedule(warmup_steps: int, decay_steps: int, betas: Sequence[float] = (0.9, 0.999)) -> None:
+    """Refuse what is no number of steps, and what AdamW can't take.
 
     Raises:
-        SteerkitError: for a negative one.
+        SteerkitError: for a negative number of steps; unless ``betas`` are two numbers from 0 to below 1.
     """
     if min(warmup_steps, decay_steps) < 0:
         raise SteerkitError(f"warmup_steps and decay_steps count steps, got {warmup_steps} and {decay_steps}.")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise SteerkitError(f"betas needs two numbers from 0 to below 1 (AdamW's own: [0.9, 0.999]), got {betas}.")
 
 
 def set_rates(groups: Iterable[dict[str, Any]], step: int, trainer: Trainer, settings: Any) -> None:

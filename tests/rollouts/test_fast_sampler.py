@@ -12,10 +12,10 @@ from steerkit.errors import SteerkitError
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Gated, Static
 from steerkit.models import SteeredModel
-from steerkit.rollouts import EncodedPrompt, SamplingParams, fast_sampler
+from steerkit.rollouts import EncodedPrompt, SamplingParams, direct, fast_sampler
 from steerkit.rollouts.beginnings import common_prefix
 from steerkit.rollouts.fast_sampler import FastSampler
-from steerkit.rollouts.shared_cache import shares_prompts
+from steerkit.rollouts.shared_attention import shares_prompts
 from steerkit.rollouts.slab_cache import SlabCache
 from steerkit.rollouts.suffix import kept_layers
 from steerkit.rollouts.transformers_sampler import TransformersSampler
@@ -26,9 +26,13 @@ from tests.helpers import tokenizer
 TOK = tokenizer()
 
 
-@pytest.fixture(params=["shared", "slab"])
+@pytest.fixture(params=["direct", "shared", "slab"])
 def cache(request, monkeypatch):
-    """Both of its caches: the one where samples share their prompt, and the one for families that can't."""
+    """Both of its caches, the one where samples share their prompt and the one for families that can't; and with the
+    first also the steps that go by the family's modules.
+    """
+    if request.param == "shared":
+        monkeypatch.setattr(direct, "steps_directly", lambda model: False)
     if request.param == "slab":
         monkeypatch.setattr(fast_sampler, "shares_prompts", lambda model, length: False)
     return request.param
@@ -122,8 +126,8 @@ def test_long_runs_shift_the_columns(monkeypatch):
 def test_the_cache_is_gone_when_the_samples_are_there(cache, monkeypatch):
     """Not when the garbage collector comes by: an evaluation of many arms would hold several caches."""
     layers, model = [], policy()
-    shares_prompts(model, 30)  # a probe, with a cache of its own
-    kind = fast_sampler.SharedPromptCache if cache == "shared" else SlabCache
+    shares_prompts(model, 30), direct.steps_directly(model)  # probes, with caches of their own
+    kind = SlabCache if cache == "slab" else fast_sampler.SharedPromptCache
     join = kind.join
 
     def spied(self, *arguments):

@@ -41,7 +41,7 @@ def test_the_same_log_probabilities_and_gradients(family, monkeypatch):
         return call
 
     monkeypatch.setattr(fused, "_inverse_rms", counted("norm", fused._inverse_rms))
-    monkeypatch.setattr(fused, "_turned", counted("rotary", fused._turned))
+    monkeypatch.setattr(fused, "turned", counted("rotary", fused.turned))
     branches = [Branches(range(5, 25), [list(range(30, 60)), list(range(40, 50))]), Branches([3, 4], [[5, 6, 7]])]
     found = []
     with fused.fused(model.base):  # the probes

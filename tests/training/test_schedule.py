@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from runs import fit, rows, write_run
+from safetensors.torch import load_file
 
 from steerkit.errors import SteerkitError
 from steerkit.training.schedule import check_schedule, rate_share
@@ -21,6 +23,24 @@ def test_shares_by_hand():
 def test_negative_steps_are_refused(steps):
     with pytest.raises(SteerkitError, match="count steps, got"):
         check_schedule(*steps)
+
+
+@pytest.mark.parametrize("betas", [[0.9], [0.9, 1.0], [-0.1, 0.9], [0.9, 0.99, 0.999]])
+def test_betas_that_adamw_cannot_take_are_refused(betas):
+    with pytest.raises(SteerkitError, match="betas needs two numbers"):
+        check_schedule(0, 0, betas)
+
+
+def test_betas_reach_the_optimizer(tmp_path, monkeypatch):
+    """And are those of a step by hand: without averages over steps AdamW moves each number by the rate."""
+    write_run(tmp_path, rewards=("vowels",), max_steps=2)
+    monkeypatch.chdir(tmp_path)
+    assert fit("--model.betas", "[0.0, 0.0]") == 0
+    vector = load_file(tmp_path / "run" / "vector" / "steering.safetensors")
+    rates = [float(row["lr"]) for row in rows(tmp_path / "run")]
+    moved = torch.cat([tensor.flatten() for tensor in vector.values()]).abs()
+    possible = torch.tensor([0.0, rates[0] + rates[1], abs(rates[0] - rates[1]), *rates])
+    assert bool((moved[:, None] - possible).abs().min(dim=1).values.max() < 1e-3) and bool((moved > 0).any())
 
 
 @pytest.mark.parametrize("length", [{"max_steps": 4}, {"max_epochs": 1}])
