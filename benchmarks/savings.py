@@ -1,6 +1,6 @@
 r"""What single savings of the fast sampler and of the update give: each against the same code without it.
 
-    python benchmarks/savings.py [--form full|short|smoke] [--models smollm2-135m-instruct tiny-reasoner]
+    python benchmarks/savings.py [--form full|short|smoke] [--models smollm2-135m-instruct] [--only direct]
 
 A static vector on every layer, rewards mixed in every group, completions of at most 24 tokens. Rows, seconds without
 over seconds with:
@@ -65,7 +65,8 @@ def bench(report: Report, model: str) -> None:
         return ours.run(seed)
 
     with never_stopping(work.loaded):
-        for name, halves in SAVINGS.items():
+        for name in report.options.only.split() or SAVINGS:
+            halves = SAVINGS[name]
             without(name, step), step()
             pairs: list[tuple[Timed, Timed]] = []
             for _ in range(work.form.runs):
@@ -76,7 +77,7 @@ def bench(report: Report, model: str) -> None:
 
 
 def main() -> None:
-    options = arguments(__doc__, (HEADLINE, "tiny-reasoner"))
+    options = arguments(__doc__, (HEADLINE, "tiny-reasoner"), only="")
     report = Report("savings", options)
     for model in options.models:
         bench(report, model)

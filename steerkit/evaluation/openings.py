@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import cast
 
+import numpy as np
 import torch
 
+from steerkit import registry
 from steerkit.datasets import PromptTemplate
-from steerkit.evaluation.arms import Arm, Protocol, evaluate
+from steerkit.evaluation.arms import Arm, Protocol
+from steerkit.evaluation.records import correct_table, judge_groups
+from steerkit.evaluation.suite import Suite
 from steerkit.models import LoadedModel, SteeredModel
 from steerkit.rewards.verifiable import Verifiable
-from steerkit.rollouts import encode_prompts
+from steerkit.rollouts import SamplingParams, encode_prompts
 from steerkit.rollouts.prompt_pass import left_pad
 from steerkit.types import Example
 
@@ -58,13 +63,43 @@ def rank_openings(
 
     Choose on a validation split: the winner of many is flattered by the set that it won on.
     """
-    found = []
     special = set(loaded.tokenizer.all_special_ids)
-    protocol = replace(protocol, temperatures=(1.0,), k=1)
-    for token, probability in first_token_distribution(loaded, examples, prompt, candidates):
-        text = str(loaded.tokenizer.decode([token]))
-        if token in special or not text.strip() or "\ufffd" in text:
-            continue
-        rows = evaluate(loaded, [Arm("prefix", assistant_prefix=text)], examples, protocol, prompt, judge=judge).rows
-        found.append(Opening(text, probability, rows[0]["accuracy"] or 0.0))  # None: faults alone
+    likely = [
+        (str(loaded.tokenizer.decode([token])), probability)
+        for token, probability in first_token_distribution(loaded, examples, prompt, candidates)
+        if token not in special
+    ]
+    likely = [(text, probability) for text, probability in likely if text.strip() and "\ufffd" not in text]
+    if not likely:
+        return []
+    arms = [Arm(text, assistant_prefix=text) for text, _ in likely]
+    (problems,) = Suite({"": examples}).fit(loaded, arms, protocol, prompt).sets.values()
+    # One call of the sampler for all of them: a few problems each would be a batch of few rows.
+    encoded = [
+        row
+        for arm in arms
+        for row in encode_prompts(
+            loaded.base,
+            loaded.tokenizer,
+            prompt.with_opening(arm.assistant_prefix),
+            problems,
+            protocol.max_tokens,
+            "refuse",
+        )
+    ]
+    params = SamplingParams(1.0, protocol.max_tokens, protocol.top_p, protocol.top_k)
+    model, sampler = SteeredModel(loaded.base, {}, loaded.layout), registry.build("samplers", protocol.sampler)
+    groups = sampler.sample(model, loaded.tokenizer, encoded, 1, params, protocol.seed)
+    own = None if judge else Verifiable(protocol.verifier)
+    try:
+        verdicts = judge_groups(judge or cast(Verifiable, own), groups)
+    finally:
+        if own is not None:
+            own.close()
+    right = correct_table(verdicts).reshape(len(arms), len(problems))
+    found = [
+        # 0 where the verifier failed on all.
+        Opening(text, probability, float(np.nanmean(row)) if not np.isnan(row).all() else 0.0)
+        for (text, probability), row in zip(likely, right, strict=True)
+    ]
     return sorted(found, key=lambda opening: -opening.accuracy)

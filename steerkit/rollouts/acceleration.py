@@ -27,7 +27,7 @@ def accelerated(
 
     Args:
         pack: ``never``, or ``auto``: where it pays.
-        joined: maps whose weights are packed elsewhere.
+        joined: maps that run as parts of one product while a token is decoded (``direct``), packed there.
         precision: ``exact``, or that of the products with the weights (``approximate.PRECISIONS``).
     """
     with ExitStack() as stack:
@@ -40,6 +40,7 @@ def accelerated(
         # Full fine-tuning changes the weights every step: packing them again would cost more than it gives.
         if pack == "auto" and keeps_weights(model) and model.device.type == "cpu" and model.dtype == torch.float32:
             stack.enter_context(_packed_linears(model.base, joined))
+        stack.enter_context(frozen_products(*joined))  # the prompts' passes still run them one by one
         yield
 
 
@@ -204,9 +205,9 @@ def accelerated_update(model: SteeredModel) -> Iterator[None]:
         yield
 
 
-def frozen_products(module: nn.Module) -> AbstractContextManager[None]:
-    """``accelerated_update`` of one module: inside the block its frozen linear maps run through oneDNN."""
-    linears = frozen_linears(module)
+def frozen_products(*modules: nn.Module) -> AbstractContextManager[None]:
+    """``accelerated_update`` of these modules: inside the block their frozen linear maps run through oneDNN."""
+    linears = frozen_linears(*modules)
     on_cpu = all(linear.weight.device.type == "cpu" for linear in linears)
     if not ONEDNN_UPDATE or not on_cpu or not torch.backends.mkldnn.is_available():
         return nullcontext()

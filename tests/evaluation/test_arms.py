@@ -89,6 +89,9 @@ def test_openings_rank_by_accuracy_and_prefill(loaded):
     assert [p for _, p in likely] == sorted((p for _, p in likely), reverse=True)
     openings = rank_openings(loaded, EXAMPLES, protocol, PLAIN, candidates=4)
     assert openings and [o.accuracy for o in openings] == sorted((o.accuracy for o in openings), reverse=True)
+    for opening in openings:  # as an arm of its own finds it
+        arm = Arm("prefix", assistant_prefix=opening.text)
+        assert evaluate(loaded, [arm], EXAMPLES, protocol, PLAIN).rows[0]["accuracy"] == opening.accuracy
     result = evaluate(loaded, [Arm("prefix", assistant_prefix="apples")], EXAMPLES[:1], protocol, PLAIN)
     assert result.rows[0]["arm"] == "prefix"
 
