@@ -59,7 +59,9 @@ def rank_openings(
     candidates: int = 8,
     judge: Verifiable | None = None,
 ) -> list[Opening]:
-    """The base's likeliest first tokens, prefilled one after another; the best accuracy at temperature 1 first.
+    """The base's likeliest first tokens, each prefilled; the best accuracy at temperature 1 first.
+
+    On the problems that fit the context with every one of them, one sample a problem and seed of the protocol.
 
     Choose on a validation split: the winner of many is flattered by the set that it won on.
     """
@@ -89,14 +91,17 @@ def rank_openings(
     ]
     params = SamplingParams(1.0, protocol.max_tokens, protocol.top_p, protocol.top_k)
     model, sampler = SteeredModel(loaded.base, {}, loaded.layout), registry.build("samplers", protocol.sampler)
-    groups = sampler.sample(model, loaded.tokenizer, encoded, 1, params, protocol.seed)
     own = None if judge else Verifiable(protocol.verifier)
+    tables = []
     try:
-        verdicts = judge_groups(judge or cast(Verifiable, own), groups)
+        for seed in protocol.seeds_at(1.0):
+            groups = sampler.sample(model, loaded.tokenizer, encoded, 1, params, seed)
+            verdicts = judge_groups(judge or cast(Verifiable, own), groups)
+            tables.append(correct_table(verdicts).reshape(len(arms), len(problems)))
     finally:
         if own is not None:
             own.close()
-    right = correct_table(verdicts).reshape(len(arms), len(problems))
+    right = np.concatenate(tables, axis=1)
     found = [
         # 0 where the verifier failed on all.
         Opening(text, probability, float(np.nanmean(row)) if not np.isnan(row).all() else 0.0)

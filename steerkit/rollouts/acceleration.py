@@ -40,7 +40,7 @@ def accelerated(
         # Full fine-tuning changes the weights every step: packing them again would cost more than it gives.
         if pack == "auto" and keeps_weights(model) and model.device.type == "cpu" and model.dtype == torch.float32:
             stack.enter_context(_packed_linears(model.base, joined))
-        stack.enter_context(frozen_products(*joined))  # the prompts' passes still run them one by one
+            stack.enter_context(frozen_products(*joined))  # the prompts' passes still run them one by one
         yield
 
 
@@ -97,10 +97,10 @@ WORTH_PACKING = {"AVX512": 0}.get(torch.backends.cpu.get_cpu_capability(), 200_0
 ONEDNN_UPDATE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """Whether forward and backward passes of an update go through oneDNN (``accelerated_update``)."""
 
-_copies: weakref.WeakKeyDictionary[nn.Module, tuple[bool, tuple[tuple[int, int], ...], Tensor]] = (
-    weakref.WeakKeyDictionary()
-)
-"""The first of the maps -> (packed, state of each weight, copy)."""
+_Key = tuple[bool, tuple[int, ...]]
+_State = tuple[tuple[int, int], ...]
+_copies: weakref.WeakKeyDictionary[nn.Module, dict[_Key, tuple[_State, Tensor]]] = weakref.WeakKeyDictionary()
+"""The first of the maps -> (packed, which maps) -> (state of each weight, copy)."""
 
 
 def frozen_linears(*modules: nn.Module) -> list[nn.Linear]:
@@ -171,17 +171,16 @@ def joined(linears: Sequence[nn.Linear], pack: bool) -> Callable[[Tensor], Tenso
 
 
 def _weight(linears: Sequence[nn.Linear], pack: bool) -> Tensor:
-    """Their weights as one, in oneDNN's layout or not; kept until one of them changes."""
+    """Their weights as one, in oneDNN's layout or not; kept until PyTorch counts a change of one of them."""
     weights = [linear.weight.detach() for linear in linears]
     state = tuple((weight.data_ptr(), linear.weight._version) for weight, linear in zip(weights, linears, strict=True))
-    found = _copies.get(linears[0])
-    if found is None or found[:2] != (pack, state):
+    copies, key = _copies.setdefault(linears[0], {}), (pack, tuple(map(id, linears)))
+    if key not in copies or copies[key][0] != state:
         whole = torch.cat(weights) if len(weights) > 1 else weights[0]
         if pack:
             whole = torch.ops.mkldnn._reorder_linear_weight(whole, None)
-        found = pack, state, whole
-        _copies[linears[0]] = found
-    return found[2]
+        copies[key] = state, whole
+    return copies[key][1]
 
 
 class _PackedForward:

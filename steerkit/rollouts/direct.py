@@ -3,12 +3,14 @@ calls of Python and PyTorch, not by arithmetic.
 
 While a block of ``direct`` is open, the blocks' owner, the blocks, their attention and their MLP have a ``forward`` of
 our own, which runs when ``Direct`` makes a step and else hands on to the family's. They are still called as modules, so
-hooks (the steering, what keeps streams) see what they always see. What a family computes is not read off its name: a
-probe compares a step with the model's own pass, and what differs is decoded as before.
+their hooks (the steering, what keeps streams) are given the same hidden states; the families' other arguments, such as
+position ids, are not there. Families are those whose code was read, and a probe compares a step with the model's own
+pass; the rest is decoded as before.
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,11 @@ from steerkit.rollouts.shared_cache import SharedLayer, SharedPromptCache
 if TYPE_CHECKING:
     from steerkit.models import SteeredModel
 
+log = logging.getLogger(__name__)
+
+FAMILIES = frozenset(("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2"))
+"""Only these: a probe of a few tokens can't see what depends on values or on far positions (olmo clips its queries,
+ministral3 scales them from some position on)."""
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
 _BLOCK = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -88,7 +95,7 @@ def _block(block: nn.Module) -> Callable[..., Tensor]:
     attention, mlp = cast(nn.Module, block.self_attn), cast(nn.Module, block.mlp)
 
     def forward(hidden: Tensor) -> Tensor:
-        hidden = hidden + attention(before(hidden))[0]
+        hidden = hidden + attention(hidden_states=before(hidden))[0]
         out: Tensor = hidden + mlp(between(hidden))
         return out
 
@@ -102,8 +109,8 @@ def _attention(direct: Direct, attention: Any, layer: SharedLayer, pack: bool) -
     out_product, scaling = attention.o_proj, attention.scaling
     q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
 
-    def forward(hidden: Tensor) -> tuple[Tensor, None]:
-        parts = product(hidden).view(len(hidden), -1, width)
+    def forward(hidden_states: Tensor) -> tuple[Tensor, None]:
+        parts = product(hidden_states).view(len(hidden_states), -1, width)
         queries = parts[:, : heads + groups]
         if q_norm is not None and k_norm is not None:
             queries = torch.cat([q_norm(parts[:, :heads]), k_norm(parts[:, heads : heads + groups])], dim=1)
@@ -111,7 +118,7 @@ def _attention(direct: Direct, attention: Any, layer: SharedLayer, pack: bool) -
         queries = turned(queries, *direct.turn, 1.0)
         layer.write(queries[:, heads:], parts[:, heads + groups :])
         mixed = attend_shared(layer, queries[:, :heads], scaling)
-        return out_product(mixed.view(len(hidden), 1, -1)), None
+        return out_product(mixed.view(len(hidden_states), 1, -1)), None
 
     return forward
 
@@ -122,7 +129,7 @@ def _mlp(mlp: Any, pack: bool) -> Callable[..., Tensor]:
 
     def forward(hidden: Tensor) -> Tensor:
         both = product(hidden)
-        out: Tensor = down(activation(both[..., :width]).mul_(both[..., width:]))
+        out: Tensor = down(activation(both[..., :width]) * both[..., width:])
         return out
 
     return forward
@@ -163,7 +170,9 @@ def _while_running(steps: Direct, ours: Callable[..., Any], own: Callable[..., A
 
 
 def steps_directly(model: SteeredModel) -> bool:
-    """Whether the base can be decoded this way: by the names of its parts, and by a probe of a few tokens."""
+    """Whether the base can be decoded this way: by its family, the names of its parts, and a probe of a few tokens; not
+    where somebody's hook or ``forward`` would be passed by.
+    """
     if model.adapter is not None:
         return False
     base = model.base
@@ -174,6 +183,7 @@ def steps_directly(model: SteeredModel) -> bool:
             try:
                 _PROBED[base] = probe_step(model, _run_probe)
             except Exception:  # its parts are not what their names say
+                log.debug("Decoded by the family's own modules: the probe of a direct step failed.", exc_info=True)
                 _PROBED[base] = False
     return _PROBED[base]
 
@@ -185,12 +195,18 @@ def _run_probe(model: SteeredModel, cache: SharedPromptCache, ids: Tensor) -> Te
 
 def _looks_alike(model: SteeredModel) -> bool:
     owner = model.base.get_submodule(model.layout.blocks.rpartition(".")[0])
-    if not {"embed_tokens", "rotary_emb"} <= _children(owner):
+    ours = model.base.config.get_text_config().model_type in FAMILIES
+    if not ours or not {"embed_tokens", "rotary_emb"} <= _children(owner) or "forward" in owner.__dict__:
+        return False
+    if owner._forward_hooks or model.base._forward_hooks or model.base._forward_pre_hooks:
         return False
     for block in model.layout.block_list(model.base):
         if _children(block) != _BLOCK:
             return False
         if _children(cast(nn.Module, block.self_attn)) not in (_ATTENTION, _ATTENTION | {"q_norm", "k_norm"}):
+            return False
+        attention = cast(nn.Module, block.self_attn)
+        if attention._forward_hooks_with_kwargs or attention._forward_pre_hooks_with_kwargs:
             return False
         if not all(map(_plain, _joined_maps(block))):
             return False

@@ -43,8 +43,8 @@ class FastSampler(Sampler):
     Args:
         max_rows: sequences decoded at once (prompts x K).
         token_budget: rows x columns of the cache; long completions get fewer rows.
-        pack: ``auto`` packs the linear weights for the CPU's matrix kernels while sampling, which takes their memory
-            once more; ``never`` does not.
+        pack: ``auto`` joins and packs linear weights for the CPU's matrix kernels while sampling, which takes their
+            memory once more; ``never`` makes no copy.
         precision: ``exact``, or ``bfloat16`` or ``int8`` products with the weights: faster where the processor has
             them, but samples of another policy, which the update weighs by importance. int8 rounds by the largest
             number of a batch, so its samples depend on what shares the batch.

@@ -19,7 +19,7 @@ from steerkit.rollouts.suffix import kept_layers
 from steerkit.testing import randomize, tiny_model
 from tests.rollouts.test_fast_sampler import TOK, compare, policy, problems
 
-DIRECT = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "starcoder2")
+DIRECT = ("llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "smollm3", "starcoder2")  # experts run as they are
 
 
 @pytest.fixture
@@ -60,15 +60,15 @@ def test_equals_the_reference(family, pack, steps, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "family", ["gemma2", "gpt2", "olmo2", "granite", "phi3", "gpt_neox", "qwen3_moe", "stablelm", "smollm3"]
+    "family", ["gemma2", "gpt2", "olmo", "olmo2", "granite", "phi3", "gpt_neox", "ministral3", "stablelm", "smollm3"]
 )
 def test_what_differs_is_decoded_as_before(family):
-    """By its names, or by the probe: granite has llama's names, and multiplies what a module adds; of smollm3's
-    blocks the fourth has no rotary embedding."""
-    extra = {"granite": {"residual_multiplier": 0.5}, "smollm3": {"num_hidden_layers": 4}}.get(family, {})
+    """By its family, its names, or the probe: olmo has llama's names, and clips large queries; of smollm3's blocks the
+    fourth has no rotary embedding."""
+    settings = {"olmo": {"clip_qkv": 50.0}, "smollm3": {"num_hidden_layers": 4}}
+    extra = settings.get(family, {})
     model = policy(family, **extra)
-    if family != "qwen3_moe":  # its experts run as the module that they are
-        assert not steps_directly(model)
+    assert not steps_directly(model)
     compare(model, problems(5), FastSampler(max_rows=9))
 
 
@@ -133,6 +133,10 @@ def test_hooks_of_others_are_called(steps):
     block.self_attn.q_proj.register_forward_hook(lambda _module, _args, output: output * 1.1)
     compare(model, problems(2), FastSampler())
     assert not steps
+    other = policy()
+    other.base.register_forward_hook(lambda _module, _args, _output: seen.append("base"))
+    compare(other, problems(2), FastSampler())
+    assert not steps and "base" in seen
 
 
 def test_a_baseline_changes_weights_where_no_copy_stands(steps):
