@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steerkit.models import SteeredModel
 
 _GROUPED = "steerkit_grouped"
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @contextmanager
@@ -120,19 +121,19 @@ def is_spread(base: nn.Module) -> bool:
 
 
 @contextmanager
-def replaced(linears: Sequence[nn.Linear], forward: Callable[[nn.Linear], Any]) -> Iterator[None]:
+def replaced(modules: Sequence[_Module], forward: Callable[[_Module], Any]) -> Iterator[None]:
     # An outer block may have replaced some: what it put there is put back.
-    before = [linear.__dict__.get("forward") for linear in linears]
-    for linear in linears:
-        linear.forward = forward(linear)  # type: ignore[method-assign]
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.forward = forward(module)
     try:
         yield
     finally:
-        for linear, old in zip(linears, before, strict=True):
+        for module, old in zip(modules, before, strict=True):
             if old is None:
-                del linear.forward
+                del module.forward
             else:
-                linear.forward = old  # type: ignore[method-assign]
+                module.forward = old
 
 
 def _packed_linears(base: nn.Module, but: Collection[nn.Module] = ()) -> AbstractContextManager[None]:

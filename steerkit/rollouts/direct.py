@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from steerkit.models.layout import hidden_of
-from steerkit.rollouts.acceleration import joined
+from steerkit.rollouts.acceleration import joined, replaced
 from steerkit.rollouts.fused import turned
 from steerkit.rollouts.shared_attention import attend_shared, probe_step
 from steerkit.rollouts.shared_cache import SharedLayer, SharedPromptCache
@@ -55,15 +55,13 @@ class Direct:
         self.turn: tuple[Tensor, Tensor] | None = None
         self.joined: set[nn.Module] = set()
         """Maps that run as parts of one product."""
-        self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = [(self.owner, self._owner)]
+        self.forwards: dict[nn.Module, Callable[..., Any]] = {self.owner: self._owner}
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             attention, mlp = cast(nn.Module, block.self_attn), cast(nn.Module, block.mlp)
-            self.forwards += [
-                (block, _block(block)),
-                (attention, _attention(self, attention, cast(SharedLayer, layer), pack)),
-            ]
+            self.forwards[block] = _block(block)
+            self.forwards[attention] = _attention(self, attention, cast(SharedLayer, layer), pack)
             if _children(mlp) >= _MLP:
-                self.forwards.append((mlp, _mlp(mlp, pack)))
+                self.forwards[mlp] = _mlp(mlp, pack)
             self.joined.update(_joined_maps(block))
 
     def step(self, ids: Tensor) -> Tensor:
@@ -147,19 +145,13 @@ def direct(model: SteeredModel, cache: SharedPromptCache, pack: bool) -> Iterato
 
 @contextmanager
 def _installed(steps: Direct) -> Iterator[Direct]:
-    before = [module.__dict__.get("forward") for module, _ in steps.forwards]
-    for module, forward in steps.forwards:
-        module.forward = _while_running(steps, forward, module.forward)
+    ours = steps.forwards
     try:
-        yield steps
+        with replaced(list(ours), lambda module: _while_running(steps, ours[module], module.forward)):
+            yield steps
     finally:
-        for (module, _), old in zip(steps.forwards, before, strict=True):
-            if old is None:
-                del module.forward
-            else:
-                module.forward = old
         # They hold the cache, and the steps hold them: gigabytes would wait for the garbage collector.
-        steps.forwards.clear()
+        ours.clear()
 
 
 def _while_running(steps: Direct, ours: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
@@ -203,9 +195,9 @@ def _looks_alike(model: SteeredModel) -> bool:
     for block in model.layout.block_list(model.base):
         if _children(block) != _BLOCK:
             return False
-        if _children(cast(nn.Module, block.self_attn)) not in (_ATTENTION, _ATTENTION | {"q_norm", "k_norm"}):
-            return False
         attention = cast(nn.Module, block.self_attn)
+        if _children(attention) not in (_ATTENTION, _ATTENTION | {"q_norm", "k_norm"}):
+            return False
         if attention._forward_hooks_with_kwargs or attention._forward_pre_hooks_with_kwargs:
             return False
         if not all(map(_plain, _joined_maps(block))):

@@ -116,9 +116,8 @@ class _Decoder:
         one_wave = self.n_slots == len(prompts) * k
         width = longest + params.max_tokens * (1 if one_wave else 2) + 1
         device = model.device
-        self.shared = shares_prompts(model, longest + params.max_tokens)
         self.cache: SlabCache | SharedPromptCache
-        if self.shared:
+        if shares_prompts(model, longest + params.max_tokens):
             self.cache = SharedPromptCache(model.n_layers, self.n_slots, k, longest, params.max_tokens, device)
         else:
             self.cache = SlabCache(model.n_layers, self.n_slots, width, longest, device)
