@@ -42,6 +42,7 @@ from steerkit.training.recovery import stops
 from steerkit.training.report import ReportConfig, final_report
 from steerkit.training.sharding import ShardedBase
 from steerkit.training.sweep_plot import plot_sweep
+from steerkit.training.update import check_minibatches
 
 RUN_FILES = {
     *("config.yaml", "metrics.csv", "checkpoints", "tensorboard", "vector", "adapter", "model"),
@@ -196,6 +197,7 @@ class SteerkitCLI(LightningCLI):
             "steps": self.trainer.global_step,
             "prompts_per_step": self.datamodule.prompts_per_step,
             "samples_per_prompt": settings.samples_per_prompt,
+            "minibatches": settings.minibatches,
             "temperature": settings.temperature,
             "lr": settings.lr,
             "seed": settings.seed,
@@ -207,6 +209,7 @@ class SteerkitCLI(LightningCLI):
         """Load everything, so that a mistake shows before a step is made or an old run moved; say what is trained."""
         sharded = isinstance(self.trainer.strategy, ShardedBase)
         self.datamodule.check_shares(1 if sharded else self.trainer.world_size)
+        check_minibatches(self.model.settings.minibatches, self.datamodule.prompts_per_step)
         self.model.trainer = self.trainer
         self.model.configure_model()
         self.model.rubric.record_faults(self.run_dir / "faults.jsonl")

@@ -17,7 +17,7 @@ ABOUT: Mapping[str, str] = {
 
 _MODEL = (
     *("base", "intervention", "layers", "site", "token_mask", "vector", "lr", "warmup_steps", "decay_steps"),
-    *("objective", "rewards", "samples_per_prompt", "temperature", "max_tokens", "dtype"),
+    *("objective", "rewards", "minibatches", "samples_per_prompt", "temperature", "max_tokens", "dtype"),
 )
 COMMON: Mapping[str, str] = {
     "config": "YAML file with the settings",

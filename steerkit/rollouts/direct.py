@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from steerkit.models.layout import hidden_of
 from steerkit.rollouts.acceleration import joined, replaced
-from steerkit.rollouts.fused import turned
+from steerkit.rollouts.fused import rolled, signed
 from steerkit.rollouts.shared_attention import attend_shared, probe_step
 from steerkit.rollouts.shared_cache import SharedLayer, SharedPromptCache
 
@@ -77,7 +77,7 @@ class Direct:
     def _owner(self, input_ids: Tensor, position_ids: Tensor, **kwargs: Any) -> Tensor:
         hidden = self.owner.embed_tokens(input_ids)  # type: ignore[operator]
         cos, sin = self.owner.rotary_emb(hidden, position_ids=position_ids)  # type: ignore[operator]
-        self.turn = cos, sin
+        self.turn = cos, signed(sin)
         for block in self.blocks:
             hidden = hidden_of(block(hidden))
         out: Tensor = self.norm(hidden)
@@ -113,7 +113,7 @@ def _attention(direct: Direct, attention: Any, layer: SharedLayer, pack: bool) -
         if q_norm is not None and k_norm is not None:
             queries = torch.cat([q_norm(parts[:, :heads]), k_norm(parts[:, heads : heads + groups])], dim=1)
         assert direct.turn is not None
-        queries = turned(queries, *direct.turn, 1.0)
+        queries = rolled(queries, *direct.turn)
         layer.write(queries[:, heads:], parts[:, heads + groups :])
         mixed = attend_shared(layer, queries[:, :heads], scaling)
         return out_product(mixed.view(len(hidden_states), 1, -1)), None

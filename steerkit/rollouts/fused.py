@@ -77,7 +77,7 @@ class _RmsNorm(torch.autograd.Function):
     """x / rms(x) * scale, with a gradient for x alone."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, scale: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, scale: Tensor, eps: Tensor) -> Tensor:
         inverse = _inverse_rms(hidden, eps)
         ctx.save_for_backward(hidden, inverse)
         ctx.scale = scale
@@ -93,14 +93,14 @@ class _RmsNorm(torch.autograd.Function):
         return scaled.mul_(inverse).addcmul_(hidden, along), None, None
 
 
-def _inverse_rms(hidden: Tensor, eps: float) -> Tensor:
+def _inverse_rms(hidden: Tensor, eps: Tensor) -> Tensor:
     """[..., 1]"""
     norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-    return norm.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+    return torch.addcmul(eps, norm, norm, value=1 / hidden.shape[-1]).rsqrt_()
 
 
-def _eps(norm: nn.Module) -> float:
-    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+def _eps(norm: nn.Module) -> Tensor:
+    return torch.tensor(float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))))
 
 
 def _norms(base: nn.Module) -> list[tuple[nn.Module, bool]]:
@@ -171,6 +171,17 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
     out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
     return out
+
+
+def signed(sin: Tensor) -> Tensor:
+    """``sin`` for ``rolled``: its first half is negated."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+
+
+def rolled(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """``turned`` in three calls: faster where x is small."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), signed_sin)
 
 
 def _rotary_modules(base: nn.Module) -> list[ModuleType]:

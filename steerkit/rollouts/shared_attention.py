@@ -53,11 +53,10 @@ def attend(
 def attend_shared(layer: SharedLayer, query: Tensor, scaling: float, softcap: float | None = None) -> Tensor:
     """Attention of each running row's token over its prompt and its own tokens: query [n, Hq, d] -> [n, Hq, d]."""
     cache = layer.cache
-    assert layer.own_keys is not None and layer.own_values is not None
-    assert layer.prompt_keys is not None and layer.prompt_values is not None
     n, heads, d = cache.n_rows, cache.heads, query.shape[-1]
     g = query.shape[1] // heads
     own, width, groups, most = cache.filled, cache.width, cache.n_prompts, cache.rows_a_prompt
+    own_keys, own_values, prompt_keys, prompt_values = layer.in_use()
     q = query.reshape(n * heads, g, d) * scaling
 
     def by_prompt(rows: Tensor) -> Tensor:
@@ -68,19 +67,21 @@ def attend_shared(layer: SharedLayer, query: Tensor, scaling: float, softcap: fl
         """The way back."""
         return grouped.view(groups * heads * most, g, -1).index_select(0, cache.to_rows)
 
-    prompt_keys = layer.prompt_keys.flatten(0, 1)[: groups * heads, :, cache.prompt_width - width :]
-    of_prompt = torch.bmm(by_prompt(q), prompt_keys)
-    of_own = torch.bmm(q, layer.own_keys.flatten(0, 1)[: n * heads, :, :own])
+    of_own = torch.bmm(q, own_keys[:, :own].transpose(1, 2))
+    bias = cache.prompt_bias
     if softcap is not None:
-        of_prompt, of_own = (softcap * torch.tanh(x / softcap) for x in (of_prompt, of_own))
-    if cache.prompt_bias is not None:
-        of_prompt.view(groups, heads, most * g, width).add_(cache.prompt_bias)
+        of_own = softcap * torch.tanh(of_own / softcap)
+        of_prompt = softcap * torch.tanh(torch.bmm(by_prompt(q), prompt_keys) / softcap)
+        of_prompt = of_prompt if bias is None else of_prompt.add_(bias)
+    elif bias is None:
+        of_prompt = torch.bmm(by_prompt(q), prompt_keys)
+    else:
+        of_prompt = torch.baddbmm(bias.to(q.dtype), by_prompt(q), prompt_keys)
     if cache.own_bias is not None:
         of_own.view(n, heads, g, own).add_(cache.own_bias)
     scores = torch.cat([by_row(of_prompt), of_own], dim=-1)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    out = torch.bmm(weights[..., width:], layer.own_values.flatten(0, 1)[: n * heads, :own])
-    prompt_values = layer.prompt_values.flatten(0, 1)[: groups * heads, cache.prompt_width - width :]
+    out = torch.bmm(weights[..., width:], own_values[:, :own])
     out += by_row(torch.bmm(by_prompt(weights[..., :width]), prompt_values))
     return out.view(n, heads * g, -1)
 

@@ -18,15 +18,18 @@ from steerkit.rollouts.slots import moves_to_front
 
 
 class SharedLayer(DynamicLayer):
-    """One layer: keys stand transposed, as the product with the queries reads them."""
+    """One layer. The prompts' keys stand transposed, as the product with the queries of many rows reads them; a row's
+    own are streamed from memory once a step, which is fastest in the order in which they were written.
+    """
 
     def __init__(self, cache: SharedPromptCache) -> None:
         super().__init__()
         self.cache = cache
-        self.own_keys: Tensor | None = None  # [slots, H, d, T]
+        self.own_keys: Tensor | None = None  # [slots, H, T, d]
         self.own_values: Tensor | None = None  # [slots, H, T, d]
         self.prompt_keys: Tensor | None = None  # [prompt slots, H, d, P]
         self.prompt_values: Tensor | None = None  # [prompt slots, H, P, d]
+        self._views: tuple[tuple[int, int, int], tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write each running row's token, [n, H, 1, d], at the column of its age; ``attend`` reads the rest itself."""
@@ -39,11 +42,26 @@ class SharedLayer(DynamicLayer):
         cache, n = self.cache, self.cache.n_rows
         assert self.own_keys is not None and self.own_values is not None
         if cache.one_age is not None:
-            self.own_keys[:n, :, :, cache.one_age] = keys
+            self.own_keys[:n, :, cache.one_age] = keys
             self.own_values[:n, :, cache.one_age] = values
         else:
-            self.own_keys[cache.arange[:n], :, :, cache.columns] = keys
+            self.own_keys[cache.arange[:n], :, cache.columns] = keys
             self.own_values[cache.arange[:n], :, cache.columns] = values
+
+    def in_use(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the running rows and their prompts: own keys and values [n * H, T, d], prompts' keys [p * H, d, width] and
+        values [p * H, width, d].
+        """
+        cache = self.cache
+        state = cache.n_rows, cache.n_prompts, cache.width
+        if self._views is None or self._views[0] != state:
+            assert self.own_keys is not None and self.own_values is not None
+            assert self.prompt_keys is not None and self.prompt_values is not None
+            n, p, first = cache.n_rows * cache.heads, cache.n_prompts * cache.heads, cache.prompt_width - cache.width
+            own = self.own_keys.flatten(0, 1)[:n], self.own_values.flatten(0, 1)[:n]
+            keys, values = self.prompt_keys.flatten(0, 1)[:p], self.prompt_values.flatten(0, 1)[:p]
+            self._views = state, (*own, keys[:, :, first:], values[:, first:])
+        return self._views[1]
 
     def get_seq_length(self) -> int:
         return self.cache.length
@@ -108,7 +126,7 @@ class SharedPromptCache(Cache):
                 self.heads = heads = keys.shape[1]
                 d, dv = keys.shape[-1], values.shape[-1]
                 # Zeros: what no row has written yet has weight 0, which times NaN would be NaN.
-                mine.own_keys = keys.new_zeros(self.max_rows, heads, d, self.max_tokens)
+                mine.own_keys = keys.new_zeros(self.max_rows, heads, self.max_tokens, d)
                 mine.own_values = values.new_zeros(self.max_rows, heads, self.max_tokens, dv)
                 mine.prompt_keys = keys.new_zeros(self.max_prompts, heads, d, self.prompt_width)
                 mine.prompt_values = values.new_zeros(self.max_prompts, heads, self.prompt_width, dv)
@@ -143,7 +161,7 @@ class SharedPromptCache(Cache):
         del self.lengths[self.n_prompts :]
         for layer in self.layers:
             assert isinstance(layer, SharedLayer)
-            _move((layer.own_keys, layer.own_values), moves, self.device)
+            _move((layer.own_keys, layer.own_values), moves, self.device, self.filled)
             _move((layer.prompt_keys, layer.prompt_values), prompt_moves, self.device)
         _move((self.ages,), moves, self.device)
         self._settle()
@@ -199,13 +217,22 @@ class SharedPromptCache(Cache):
         before = self.arange_columns(self.width) < self.width - starts[:, None]
         self.prompt_bias = None
         if min(self.lengths) < self.width:
-            bias = torch.zeros(groups, 1, 1, self.width, device=self.device)
-            self.prompt_bias = bias.masked_fill_(before[:, None, None], float("-inf"))
+            bias = torch.zeros(groups, self.width, device=self.device).masked_fill_(before, float("-inf"))
+            self.prompt_bias = bias.repeat_interleave(self.heads, dim=0)[:, None]
 
 
-def _move(tensors: Sequence[Tensor | None], moves: Sequence[tuple[int, int]], device: torch.device) -> None:
+def _move(
+    tensors: Sequence[Tensor | None],
+    moves: Sequence[tuple[int, int]],
+    device: torch.device,
+    columns: int | None = None,
+) -> None:
+    """Copy rows, of a cache their first columns."""
     if moves:
         source, target = (torch.tensor(side, device=device) for side in zip(*moves, strict=True))
         for tensor in tensors:
             assert tensor is not None
-            tensor[target] = tensor[source]
+            if columns is None:
+                tensor[target] = tensor[source]
+            else:
+                tensor[target, :, :columns] = tensor[source, :, :columns]

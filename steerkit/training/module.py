@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -36,17 +35,15 @@ from steerkit.training.members import (
 from steerkit.training.metrics import StepTable, mean_metrics, step_metrics
 from steerkit.training.parity import check_parity
 from steerkit.training.recovery import stops
-from steerkit.training.schedule import check_schedule, set_rates
+from steerkit.training.schedule import check_schedule
 from steerkit.training.sharding import check_shardable, loading_device, shard, spreads
 from steerkit.training.state import RunState
+from steerkit.training.update import update
 from steerkit.types import Example, RolloutGroup
 from steerkit.vectors import SteeringVector
 
 PREFIXES = ("policy.steering.", "policy.adapter.")
 """State-dict keys of what is trained; the base's weights are never in a checkpoint."""
-
-IMPORTANCE_CAP = 2.0
-"""Largest importance weight of a token of an approximate rollout (verl's default for truncated importance sampling)."""
 
 IN_THE_BAR = ("reward", "accuracy", "length", "tok/s")
 """Metrics that the progress bar shows."""
@@ -74,6 +71,9 @@ class SteeringModule(L.LightningModule):
         warmup_steps: linear warm-up of the learning rate.
         decay_steps: the last steps, over which it falls linearly towards 0; 0: constant to the end.
         grad_clip: the largest global norm of the gradient; 0 turns clipping off.
+        minibatches: AdamW updates a step, each of a part of the step's problems: large batches are sampled faster, and
+            small ones learn as much from fewer samples. 1 is on-policy; from the second update on tokens are weighed by
+            importance, at most 2.
         objective: plugin of group ``steerkit.objectives``.
         rewards: what a rubric takes: a plugin's name, ``{name: weight}``, or a list of ``{name: ..., weight: ...}``.
         sampler: plugin of group ``steerkit.samplers``.
@@ -105,6 +105,7 @@ class SteeringModule(L.LightningModule):
         warmup_steps: int = 0,
         decay_steps: int = 0,
         grad_clip: float = 2.0,
+        minibatches: int = 1,
         objective: str | dict[str, Any] = "rloo",
         rewards: str | dict[str, float] | list[str | dict[str, Any]] = "verifiable",
         sampler: str | dict[str, Any] = "fast",
@@ -264,45 +265,26 @@ class SteeringModule(L.LightningModule):
         judged = time.perf_counter()
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
-        optimizer.zero_grad()
-        # Under DDP each backward would average over the processes: the sum is made once, by hand.
-        with processes.phase(), getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
+        with processes.phase():
             self.failed.check_samples([part["log_prob"] for part in tables])
             advantages = self.objective.advantages(table.rewards, table.valid)
             most = self.run_state.micro_batch_tokens
             tokens = self.budget.micro_batch_tokens(self.policy, batch, self.params.max_tokens, pad_id, most)
-            cap = None if self.sampler.exact else IMPORTANCE_CAP
-            stats, fitted = self.failed.without_broken(
-                groups,
-                advantages[torch.tensor(processes.deal(range(len(advantages))))],
-                lambda chosen, rows: memory.add_gradients(
-                    self.policy, self.objective, chosen, rows, [part.n_tokens for part in tables], pad_id,
-                    self.params.temperature, tokens, self.manual_backward, retry, cap,
-                ),
-            )  # fmt: skip
-        if fitted < tokens:
-            self.run_state.micro_batch_tokens = fitted
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        processes.add_gradients(parameters)
-        (loss,), (gap,) = processes.total(stats.loss), processes.largest(stats.logprob_gap)
-        with processes.phase():  # the same numbers in each of them: one says it for all
-            norms = self.failed.clip(self.settings.grad_clip)
-        set_rates(optimizer.param_groups, self.global_step, self.trainer, self.settings)
-        stops.hold()  # until the step's metrics are on disk
-        self.run_state.begin_update(parameters)
-        optimizer.step()
+        everyone = owners if len(self.members) > 1 else [list(range(len(advantages)))]
+        updated = update(self, optimizer, groups, everyone, table["length"].sum(dim=1), advantages, tokens)
         done = time.perf_counter()
         self.run_state.end_step(self.global_step, table.n_tokens, done - began)
         self.last_groups, self.last_verdicts = [without_streams(group) for group in groups], scores.verdicts
         rows = [slice(None)] if len(self.members) == 1 else owners
         self.member_metrics = {
-            m: step_metrics(tables[m], advantages[rows[m]], self.members[m].policy) | {"grad_norm": norms[m]}
+            m: step_metrics(tables[m], advantages[rows[m]], self.members[m].policy)
+            | {"grad_norm": updated.grad_norm[m]}
             for m in self.failed.live
         }
         metrics = mean_metrics(list(self.member_metrics.values())) | {
-            **stats.importance,
-            "loss": loss,
-            "logprob_gap": gap,
+            **updated.importance.metrics(),
+            "loss": updated.loss,
+            "logprob_gap": updated.logprob_gap,
             "num_tokens": float(self.run_state.generated_tokens),
             "tokens_per_second": table.n_tokens / (sampled - began),
             "tok/s": table.n_tokens / (done - began),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +25,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Importance:
+    """Sums over importance weights: those of parts add up."""
+
+    count: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    cut: float = 0.0
+    """Weights that were cut."""
+
+    def __add__(self, other: Importance) -> Importance:
+        return Importance(*(x + y for x, y in zip(astuple(self), astuple(other), strict=True)))
+
+    def metrics(self) -> dict[str, float]:
+        """Mean weight, effective share of the tokens, share that was cut; empty where nothing was weighed."""
+        if not self.count:
+            return {}
+        return {
+            "importance/mean": self.total / self.count,
+            "importance/effective": self.total**2 / (self.squares * self.count) if self.squares else 0.0,
+            "importance/cut": self.cut / self.count,
+        }
+
+
+def importance_weights(log_ratio: Tensor, cap: float) -> tuple[Tensor, Importance]:
+    """[N] weights of tokens with log pi_trainer - log pi_sampler, at most ``cap``; and their sums."""
+    ratio = log_ratio.exp()
+    weight = ratio.clamp(max=cap)
+    cut = float((ratio > cap).sum())
+    return weight, Importance(len(ratio), float(weight.sum()), float(weight.square().sum()), cut)
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateStats:
     """What one update did."""
 
@@ -34,8 +66,8 @@ class UpdateStats:
     """Rollouts that had an advantage; the others need no forward pass."""
     logprob_gap: float
     """Largest |trainer's - sampler's| log-probability of a token (nats): sampler and trainer must agree."""
-    importance: dict[str, float] = field(default_factory=dict)
-    """Of approximate rollouts: mean weight, effective share of the tokens, share of weights that were cut."""
+    importance: Importance
+    """Of the tokens that were weighed."""
 
 
 def accumulate_gradients(
@@ -71,7 +103,7 @@ def accumulate_gradients(
     chosen = [
         [k for k in range(len(group.rollouts)) if all_rows or advantages[g, k] != 0] for g, group in enumerate(groups)
     ]
-    total, gap, ratios = 0.0, 0.0, _Ratios()
+    total, gap, importance = 0.0, 0.0, Importance()
     with accelerated_update(model):
         for batch, part, prompts, is_last in _micro_batches(model, groups, chosen, micro_batch_tokens, pad_id):
             entropies = reference = None
@@ -93,7 +125,8 @@ def accumulate_gradients(
             sampled = torch.tensor([x for rollout in rollouts for x in rollout.logprobs], device=log_probs.device)
             gap = max(gap, float((log_probs.detach() - sampled).abs().max()))
             if importance_cap is not None:
-                per_token = per_token * ratios.weigh(log_probs.detach() - sampled, importance_cap)
+                ratios, sums = importance_weights(log_probs.detach() - sampled, importance_cap)
+                per_token, importance = per_token * ratios, importance + sums
             policies = torch.tensor([groups[g].policy for g, _ in picked])
             loss = log_probs.new_zeros(())
             for policy in sorted(set(policies.tolist())):
@@ -115,7 +148,7 @@ def accumulate_gradients(
             (backward or torch.Tensor.backward)(loss)
             if is_last:
                 prompts.backward()
-    return UpdateStats(total, sum(map(len, chosen)), gap, ratios.metrics())
+    return UpdateStats(total, sum(map(len, chosen)), gap, importance)
 
 
 def _micro_batches(
@@ -148,32 +181,6 @@ def _micro_batches(
             for number, batch in enumerate(batches, 1):
                 picked = [(members[some[i]], [chosen[members[some[i]]][k] for k in picks]) for i, picks in batch]
                 yield picked, batch, prompts, number == len(batches)
-
-
-class _Ratios:
-    """Importance weights, and what there is to say of them."""
-
-    def __init__(self) -> None:
-        self.count, self.sum, self.squares, self.cut = 0, 0.0, 0.0, 0
-
-    def weigh(self, log_ratio: Tensor, cap: float) -> Tensor:
-        """[N] weights of tokens with log pi_trainer - log pi_sampler."""
-        ratio = log_ratio.exp()
-        weight = ratio.clamp(max=cap)
-        self.count += len(ratio)
-        self.sum += float(weight.sum())
-        self.squares += float(weight.square().sum())
-        self.cut += int((ratio > cap).sum())
-        return weight
-
-    def metrics(self) -> dict[str, float]:
-        if not self.count:
-            return {}
-        return {
-            "importance/mean": self.sum / self.count,
-            "importance/effective": self.sum**2 / (self.squares * self.count) if self.squares else 0.0,
-            "importance/cut": self.cut / self.count,
-        }
 
 
 class _Tokens:

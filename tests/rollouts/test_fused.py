@@ -72,7 +72,7 @@ def test_gradients_by_finite_differences(family):
     norm.weight.requires_grad_(False).copy_(torch.linspace(-1, 1, 32))
     hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     scale = norm.weight.double() + offset
-    assert torch.autograd.gradcheck(lambda x: fused._RmsNorm.apply(x, scale, 1e-5), hidden)
+    assert torch.autograd.gradcheck(lambda x: fused._RmsNorm.apply(x, scale, torch.tensor(1e-5).double()), hidden)
     heads = torch.randn(2, 2, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     angle = torch.arange(12, dtype=torch.float64).view(1, 1, 3, 4).repeat(1, 1, 1, 2)
     assert torch.autograd.gradcheck(lambda x: fused._Rotary.apply(x, angle.cos(), angle.sin()), heads)

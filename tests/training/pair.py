@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from helpers import prompts, tokenizer
-from runs import fit
+from runs import MINIBATCHES, fit
 
 from steerkit.hookpoints import HookPoint
 from steerkit.interventions import Static
@@ -86,6 +86,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     results = {
         "ddp": recorded("ddp", "--trainer.strategy", "ddp"),
+        "minibatches": recorded("ddp_minibatches", "--trainer.strategy", "ddp", *MINIBATCHES),
         "sharded": recorded("sharded", "--trainer.strategy", "sharded_base"),
         "equality": compare_sharded(),
     }

@@ -50,6 +50,7 @@ def fails_in_one(completions, **columns):
         raise KeyError("no such column")
     return vowels(completions)
 '''
+MINIBATCHES = ("--model.minibatches", "2", "--trainer.max_steps", "3")
 TIMED = re.compile(r"^time/|tok/s|tokens_per_second")
 
 
