@@ -29,7 +29,7 @@ COMMON: Mapping[str, str] = {
     "ckpt_path": "checkpoint to go on from; last: the newest of run_dir",
     **dict.fromkeys((f"model.{name}" for name in _MODEL), ""),
     **dict.fromkeys((f"data.{name}" for name in ("dataset", "prompts_per_step", "n_validation", "n_test")), ""),
-    "trainer.max_steps": "optimiser steps of the run, one a batch",
+    "trainer.max_steps": "steps of the run, one a batch",
     "trainer.max_time": "end after DD:HH:MM:SS",
     "trainer.val_check_interval": "steps between validations",
     **dict.fromkeys((f"report.{name}" for name in ("arms", "temperatures", "k", "split")), ""),
@@ -38,7 +38,7 @@ COMMON: Mapping[str, str] = {
 
 TITLES: Mapping[str, str] = {
     "options": "options",
-    "On-policy": "model: on-policy RL of steering vectors, one optimiser step a batch",
+    "On-policy": "model: on-policy RL of steering vectors, one step a batch",
     "Problems": "data: problems for training, validation and test",
     "Customize": "trainer (Lightning's)",
     "What ``fit``": "report: what fit measures when training is over",

@@ -94,10 +94,11 @@ def rank_openings(
     own = None if judge else Verifiable(protocol.verifier)
     tables = []
     try:
-        for seed in protocol.seeds_at(1.0):
-            groups = sampler.sample(model, loaded.tokenizer, encoded, 1, params, seed)
-            verdicts = judge_groups(judge or cast(Verifiable, own), groups)
-            tables.append(correct_table(verdicts).reshape(len(arms), len(problems)))
+        with sampler.unchanged_model():
+            for seed in protocol.seeds_at(1.0):
+                groups = sampler.sample(model, loaded.tokenizer, encoded, 1, params, seed)
+                verdicts = judge_groups(judge or cast(Verifiable, own), groups)
+                tables.append(correct_table(verdicts).reshape(len(arms), len(problems)))
     finally:
         if own is not None:
             own.close()

@@ -187,25 +187,26 @@ def _measure_arm(
         for name, examples in suite.sets.items()
     }
     done = journal.done if journal is not None else set()
-    for temperature in protocol.temperatures:
-        params = SamplingParams(temperature, protocol.max_tokens, protocol.top_p, protocol.top_k)
-        for seed in protocol.seeds_at(temperature):
-            for name, encoded in prompts.items():
-                k = protocol.samples(name, temperature)
-                facts = {"arm": arm.name, "set": name, "temperature": temperature, "seed": seed}
-                for batch in plan_batches(name, encoded, k, *limits):
-                    wanted = [
-                        (arm.name, name, temperature, seed, encoded[i].example.id, j)
-                        for i in batch.indices
-                        for j in range(k)
-                    ]
-                    if all(key in done for key in wanted):
-                        counter.skip(arm, temperature, len(wanted))
-                        continue
-                    chosen = [encoded[i] for i in batch.indices]
-                    for _, group in sampler.stream(model, loaded.tokenizer, chosen, k, params, seed):
-                        background.put(group, facts)
-                        counter.add(arm, temperature, k)
+    with sampler.unchanged_model():
+        for temperature in protocol.temperatures:
+            params = SamplingParams(temperature, protocol.max_tokens, protocol.top_p, protocol.top_k)
+            for seed in protocol.seeds_at(temperature):
+                for name, encoded in prompts.items():
+                    k = protocol.samples(name, temperature)
+                    facts = {"arm": arm.name, "set": name, "temperature": temperature, "seed": seed}
+                    for batch in plan_batches(name, encoded, k, *limits):
+                        wanted = [
+                            (arm.name, name, temperature, seed, encoded[i].example.id, j)
+                            for i in batch.indices
+                            for j in range(k)
+                        ]
+                        if all(key in done for key in wanted):
+                            counter.skip(arm, temperature, len(wanted))
+                            continue
+                        chosen = [encoded[i] for i in batch.indices]
+                        for _, group in sampler.stream(model, loaded.tokenizer, chosen, k, params, seed):
+                            background.put(group, facts)
+                            counter.add(arm, temperature, k)
 
 
 class _Counter:

@@ -1,6 +1,7 @@
 """REINFORCE with a leave-one-out baseline (Ahmadian et al., arXiv 2402.14740), as arXiv 2509.06608 uses it.
 
-Strictly on-policy, one step a batch: no ratio, no clipping, no division by the standard deviation.
+No clipping, no division by the standard deviation, and on-policy samples no ratio: where they come from another policy,
+the trainer multiplies the advantages by importance weights.
 """
 
 from __future__ import annotations

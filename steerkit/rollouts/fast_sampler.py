@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from steerkit.interventions.rowwise import Rows
 from steerkit.rollouts.acceleration import accelerated
 from steerkit.rollouts.approximate import check_precision
 from steerkit.rollouts.direct import Direct, direct
-from steerkit.rollouts.prefill import prefill
+from steerkit.rollouts.prefill import Prefilled, PromptStore, prefill
 from steerkit.rollouts.sampler import EncodedPrompt, Sampler, SamplingParams, draw_tokens, stop_ids
 from steerkit.rollouts.shared_attention import shared_step, shares_prompts
 from steerkit.rollouts.shared_cache import SharedPromptCache
@@ -60,6 +60,15 @@ class FastSampler(Sampler):
         check_precision(precision)
         self.max_rows, self.token_budget, self.pack, self.precision = max_rows, token_budget, pack, precision
         self.exact = precision == "exact"
+        self._prompts: PromptStore | None = None
+
+    @contextmanager
+    def unchanged_model(self) -> Iterator[None]:
+        self._prompts = PromptStore()
+        try:
+            yield
+        finally:
+            self._prompts = None
 
     def stream(
         self,
@@ -177,7 +186,7 @@ class _Decoder:
     def _prefill(self, chosen: list[int]) -> Tensor:
         """Add the rows of these prompts; [p K, V] their first logits."""
         batch = [self.prompts[index] for index in chosen]
-        filled, fresh, streams = prefill(self.model, batch, self.tokenizer.pad_token_id, self.kept)
+        filled, fresh, streams = self._run_prompts(batch)
         self.cache.join(filled, [len(prompt.ids) for prompt in batch], self.k)
         first = self.cache.n_rows - len(chosen) * self.k
         ids = [p.example.id for p in batch for _ in range(self.k)]
@@ -197,6 +206,13 @@ class _Decoder:
             if self.stream is None:
                 self.stream = streams.new_zeros(self.n_slots, self.params.max_tokens, streams.shape[-1])
         return fresh.repeat_interleave(self.k, dim=0)
+
+    def _run_prompts(self, batch: list[EncodedPrompt]) -> Prefilled:
+        def run() -> Prefilled:
+            return prefill(self.model, batch, self.tokenizer.pad_token_id, self.kept)
+
+        store = self.sampler._prompts
+        return run() if store is None or self.kept.on else store.get(batch, run)
 
     def _draw(self, logits: Tensor) -> list[int]:
         """Sample one token a row; returns the slots that are finished."""

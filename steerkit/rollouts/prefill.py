@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,15 +19,40 @@ if TYPE_CHECKING:
     from steerkit.rollouts.suffix import KeptStreams
 
 
-def prefill(
-    model: SteeredModel, batch: Sequence[EncodedPrompt], pad_id: int, kept: KeptStreams
-) -> tuple[DynamicCache, Tensor, Tensor | None]:
+Prefilled = tuple[DynamicCache, Tensor, Tensor | None]
+"""(keys and values of the left-padded prompts, [p, V] logits behind each prompt, [p, P, D] what was kept)."""
+
+
+class PromptStore:
+    """Prompts' passes that the next call of the sampler can have again: those of the very same batches, so that a call
+    gives the same numbers whether another one came before it or not.
+
+    Args:
+        most: bytes that they may take.
+    """
+
+    def __init__(self, most: int = 2**28) -> None:
+        self.room = most
+        self._found: dict[tuple[tuple[Any, ...], ...], Prefilled] = {}
+
+    def get(self, batch: Sequence[EncodedPrompt], make: Callable[[], Prefilled]) -> Prefilled:
+        """What ``make`` gives for this batch, or gave."""
+        key = tuple((prompt.ids, prompt.segments, prompt.policy) for prompt in batch)
+        if key in self._found:
+            return self._found[key]
+        made = make()
+        held = [value for layer in made[0].layers for value in vars(layer).values()]
+        size = sum(t.numel() * t.element_size() for t in [*held, *made] if isinstance(t, Tensor))
+        if size <= self.room:
+            self.room -= size
+            self._found[key] = made
+        return made
+
+
+def prefill(model: SteeredModel, batch: Sequence[EncodedPrompt], pad_id: int, kept: KeptStreams) -> Prefilled:
     """Run the prompts, steered.
 
     Worked examples and system texts stand before every problem: they are run once, for all prompts of one policy.
-
-    Returns:
-        (keys and values of the left-padded prompts, [p, V] logits behind each prompt, [p, P, D] what was kept).
     """
     ids = [prompt.ids for prompt in batch]
     lengths = [len(row) for row in ids]
@@ -50,7 +75,7 @@ def _in_two(
     kept: KeptStreams,
     common: int,
     steered: Tensor | None,
-) -> tuple[DynamicCache, Tensor, Tensor | None]:
+) -> Prefilled:
     device, policy = model.device, batch[0].policy
     first = torch.tensor(batch[0].ids[:common], device=device)[None]
     rest, rest_mask = left_pad([prompt.ids[common:] for prompt in batch], pad_id, device)

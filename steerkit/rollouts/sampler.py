@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,13 @@ class Sampler(ABC):
         :mod:`steerkit.rollouts.uniforms` (unless ``counter_based`` is False). Log-probabilities are those of
         logits / temperature (1 if greedy).
         """
+
+    @contextmanager
+    def unchanged_model(self) -> Iterator[None]:
+        """Inside the block all calls are given one model, which stays as it is: a sampler may keep what it made of the
+        prompts for its next call, such as that at another temperature.
+        """
+        yield
 
     def sample(
         self,

@@ -50,7 +50,7 @@ IN_THE_BAR = ("reward", "accuracy", "length", "tok/s")
 
 
 class SteeringModule(L.LightningModule):
-    """On-policy RL of steering vectors, one optimiser step a batch.
+    """On-policy RL of steering vectors, one step a batch.
 
     Args:
         base: plugin of group ``steerkit.models``, local folder, or hub id.
@@ -303,21 +303,26 @@ class SteeringModule(L.LightningModule):
     def _accuracy_step(self, batch: list[EncodedPrompt], stage: str) -> None:
         assert self.loaded is not None
         tagged = [replace(prompt, policy=p) for p in range(len(self.members)) for prompt in batch]
-        for temperature in self.settings.validation_temperatures:
-            metric = cast(AvgAtK, self.accuracy_at[accuracy_key(temperature)])
-            params = SamplingParams(temperature, self.params.max_tokens)
-            with self.processes.phase():
-                if batch:  # with more processes than problems some get none
-                    groups = self.sampler.sample(
-                        self.policy, self.loaded.tokenizer, tagged, 1, params, self.settings.seed
-                    )
-                    table = torch.as_tensor(
-                        correct_table(judge_groups(self.judge, groups)), device=self.device, dtype=torch.float32
-                    )
-                    metric.update(table)
-                    if len(self.members) > 1:
-                        self.member_accuracy.update(temperature, table.reshape(len(self.members), len(batch)))
-            self.log(f"{stage}/accuracy@T={temperature:g}", metric, on_epoch=True, prog_bar=True, batch_size=len(batch))
+        with self.sampler.unchanged_model():
+            for temperature in self.settings.validation_temperatures:
+                self._accuracy_at(temperature, batch, tagged, stage)
+
+    def _accuracy_at(
+        self, temperature: float, batch: list[EncodedPrompt], tagged: list[EncodedPrompt], stage: str
+    ) -> None:
+        assert self.loaded is not None
+        metric = cast(AvgAtK, self.accuracy_at[accuracy_key(temperature)])
+        params = SamplingParams(temperature, self.params.max_tokens)
+        with self.processes.phase():
+            if batch:  # with more processes than problems some get none
+                groups = self.sampler.sample(self.policy, self.loaded.tokenizer, tagged, 1, params, self.settings.seed)
+                table = torch.as_tensor(
+                    correct_table(judge_groups(self.judge, groups)), device=self.device, dtype=torch.float32
+                )
+                metric.update(table)
+                if len(self.members) > 1:
+                    self.member_accuracy.update(temperature, table.reshape(len(self.members), len(batch)))
+        self.log(f"{stage}/accuracy@T={temperature:g}", metric, on_epoch=True, prog_bar=True, batch_size=len(batch))
 
     def validation_step(self, batch: list[EncodedPrompt], batch_idx: int) -> None:
         self._accuracy_step(batch, "val")

@@ -15,6 +15,7 @@ from steerkit.models import SteeredModel
 from steerkit.rollouts import EncodedPrompt, SamplingParams, direct, fast_sampler
 from steerkit.rollouts.beginnings import common_prefix
 from steerkit.rollouts.fast_sampler import FastSampler
+from steerkit.rollouts.prefill import PromptStore
 from steerkit.rollouts.shared_attention import shares_prompts
 from steerkit.rollouts.slab_cache import SlabCache
 from steerkit.rollouts.suffix import kept_layers
@@ -99,6 +100,33 @@ def test_prompts_run_in_passes_that_memory_allows(most, passes, cache, monkeypat
 @pytest.mark.parametrize("mask", ["prompt", "generated", "first_generated", "not_first_generated", "last_prompt:2"])
 def test_masks(mask, cache):
     compare(policy(mask=mask, cls=Gated), problems(6), FastSampler(max_rows=6))
+
+
+def test_prompts_are_kept_while_the_model_is_unchanged(cache, monkeypatch):
+    """The same samples, bit for bit, from half of the passes; outside the block, and for other prompts, anew."""
+    passes, model, sampler = [], policy(), FastSampler()
+    real = fast_sampler.prefill
+    monkeypatch.setattr(fast_sampler, "prefill", lambda *given: passes.append(1) or real(*given))
+    prompts, calls = problems(6), [(0.0, 1), (1.0, 3)]
+
+    def draw(shown=prompts):
+        return [sampler.sample(model, TOK, shown, k, SamplingParams(t, 12), seed=2) for t, k in calls]
+
+    alone = draw()
+    assert len(passes) == 2
+    with sampler.unchanged_model():
+        assert draw() == alone and len(passes) == 3
+        assert draw() == alone and len(passes) == 3
+        assert draw(prompts[:5]) != alone and len(passes) == 4
+    with torch.no_grad():
+        for item in model.interventions.values():
+            item.vector.mul_(-3)
+    with sampler.unchanged_model():
+        assert draw() != alone and len(passes) == 5
+    monkeypatch.setattr(PromptStore.__init__, "__defaults__", (1000,))  # no room
+    with sampler.unchanged_model():
+        draw()
+    assert len(passes) == 7
 
 
 def test_greedy_and_cut_off(cache):
