@@ -159,10 +159,20 @@ class _Decoder:
             while self.waiting or self.cache.n_rows:
                 logits = self._join(logits)
                 assert logits is not None
-                finished = self._draw(logits)
-                if finished:
-                    yield from self._collect(finished)
-                logits = self._forward() if self.cache.n_rows else None
+                with self.model.scope():  # opened once for many steps, and closed before foreign code runs
+                    complete, logits = self._steps(logits)
+                yield from complete
+
+    def _steps(self, logits: Tensor) -> tuple[list[tuple[int, RolloutGroup]], Tensor | None]:
+        """Decode until groups are complete, or prompts may join: these groups, and the next logits."""
+        while True:
+            finished = self._draw(logits)
+            complete = list(self._collect(finished)) if finished else []
+            if not self.cache.n_rows:
+                return complete, None
+            logits = self._forward()
+            if complete or (finished and self.waiting):
+                return complete, logits
 
     def _join(self, logits: Tensor | None) -> Tensor | None:
         """Prefill waiting prompts once a good part of the rows is free; their first logits go behind the others'."""

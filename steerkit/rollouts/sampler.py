@@ -133,9 +133,9 @@ def draw_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tens
         return ids, torch.log_softmax(scaled, dim=-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     top = scaled.amax(dim=-1, keepdim=True)
     weights = (scaled - top).exp_()
-    total = weights.sum(dim=-1, dtype=_wide(logits.device))
-    drawn_from = _truncated(weights, params.top_k, params.top_p)
-    ids = _inverse(drawn_from, u)
+    ids, total = _inverse(_truncated(weights, params.top_k, params.top_p), u)
+    if params.top_k or params.top_p < 1:
+        total = weights.sum(dim=-1, dtype=_wide(logits.device))
     chosen = scaled.gather(-1, ids.unsqueeze(-1)) - top
     return ids, chosen.squeeze(-1) - total.log().float()
 
@@ -148,26 +148,30 @@ def _wide(device: torch.device) -> torch.dtype:
 _BLOCK = 256
 
 
-def _inverse(weights: Tensor, u: Tensor) -> Tensor:
-    """[R] ids by the inverse of the cumulative sum of ``weights`` [R, V] (not normalised) at ``u`` [R].
+def _inverse(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw by the inverse of the cumulative sum of ``weights`` [R, V] (not normalised) at ``u`` [R].
 
     Two levels: the sums of blocks say which block, a cumulative sum inside it which token. So no sum is as long as the
     vocabulary, and rounding is that of short sums in double precision.
+
+    Returns:
+        (ids [R], sums of the weights [R]).
     """
     rows, size = weights.shape
+    wide = _wide(u.device)
     if size % _BLOCK:
         weights = nn.functional.pad(weights, (0, -size % _BLOCK))
     blocks = weights.view(rows, -1, _BLOCK)
-    ends = blocks.sum(dim=-1, dtype=_wide(u.device)).cumsum(dim=-1)  # [R, V / 256]
+    ends = blocks.sum(dim=-1, dtype=wide).cumsum(dim=-1)  # [R, V / 256]
     # Scaling u by the last entry takes out the rounding of the sum; right=True never picks a zero-probability id.
-    target = (u.to(ends.dtype).clamp(max=1 - 2**-24) * ends[:, -1]).unsqueeze(-1)
+    target = (u.to(wide).clamp(max=1 - 2**-24) * ends[:, -1]).unsqueeze(-1)
     block = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[-1] - 1)
-    before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
-    inside = blocks[torch.arange(rows, device=u.device), block.squeeze(-1)].to(ends.dtype).cumsum(dim=-1)
+    before = nn.functional.pad(ends, (1, 0)).gather(-1, block)
+    inside = blocks[torch.arange(rows, device=u.device), block.squeeze(-1)].cumsum(dim=-1, dtype=wide)
     # Up to rounding the target lies below the block's own sum: never behind its last token of positive weight.
-    target = torch.minimum(target - before, torch.nextafter(inside[:, -1:], torch.zeros_like(before)))
+    target = torch.minimum(target - before, inside[:, -1:] * (1 - torch.finfo(wide).eps))
     within = torch.searchsorted(inside, target, right=True)
-    return (block * _BLOCK + within).squeeze(-1).clamp_(max=size - 1)
+    return (block * _BLOCK + within).squeeze(-1).clamp_(max=size - 1), ends[:, -1]
 
 
 def _truncated(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
