@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steerkit.errors import SteerkitError
 from steerkit.training import memory
+from steerkit.training.members import trained
 from steerkit.training.recovery import stops
 from steerkit.training.schedule import set_rates
 from steerkit.training.state import MOST_KEPT
@@ -90,13 +91,21 @@ def update(
 
     Raises:
         TrainingError: if a loss or a gradient is not finite; what is trained is as it was before the step.
+        SteerkitError: for several updates of too many numbers to take back, or of fewer problems than updates.
     """
     processes, state, settings = module.processes, module.run_state, module.settings
+    check_minibatches(settings.minibatches, max(map(len, owners)))
     parts = minibatches_of(owners, settings.minibatches)
     mine = processes.deal(range(len(advantages)))
     retry, pad_id = not processes.mirrored, module.loaded.tokenizer.pad_token_id  # type: ignore[union-attr]
     parameters = [p for p in module.policy.parameters() if p.requires_grad]
-    done = []
+    if len(parts) > 1 and sum(p.numel() for p in parameters) > MOST_KEPT:
+        raise SteerkitError(
+            f"model.minibatches {len(parts)} needs a copy of what is trained, which is kept up to {MOST_KEPT:,} "
+            "numbers: set it to 1."
+        )
+    done: list[Updated] = []
+    failed = set(state.failed)
     with _all_or_nothing(module, optimizer) if len(parts) > 1 else nullcontext():
         for number, part in enumerate(parts):
             optimizer.zero_grad()
@@ -125,6 +134,10 @@ def update(
             (gap,) = processes.largest(stats.logprob_gap)
             with processes.phase():  # the same numbers in each of them: one says it for all
                 norms = module.failed.clip(settings.grad_clip)
+            if done:  # a policy of a sweep that broke now is frozen where the step began
+                for policy in set(state.failed) - failed:
+                    state.undo_step(trained(module.members[policy].policy))
+            failed = set(state.failed)
             set_rates(optimizer.param_groups, module.global_step, module.trainer, settings)
             if number == 0:
                 stops.hold()  # until the step's metrics are on disk
@@ -143,12 +156,11 @@ def _all_or_nothing(module: SteeringModule, optimizer: LightningOptimizer) -> It
     latest whole step.
     """
     state = module.run_state
-    few = sum(p.numel() for p in module.policy.parameters() if p.requires_grad) <= MOST_KEPT
-    before = copy.deepcopy(optimizer.optimizer.state_dict()) if few else None
+    before = copy.deepcopy(optimizer.optimizer.state_dict())
     try:
         yield
     except BaseException:
-        if before is not None and state.updating and state.undo_step():
+        if state.updating and state.undo_step():
             optimizer.optimizer.load_state_dict(before)
             state.updating = False
         raise

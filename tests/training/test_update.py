@@ -11,6 +11,7 @@ from steerkit.errors import SteerkitError, TrainingError
 from steerkit.models import load_model
 from steerkit.objectives import RLOO
 from steerkit.training import memory
+from steerkit.training import update as update_room
 from steerkit.training.policy import build_policy
 from steerkit.training.update import IMPORTANCE_CAP, check_minibatches, minibatches_of
 
@@ -113,3 +114,31 @@ def test_a_sweep_deals_each_policys_problems(tmp_path, monkeypatch):
         swept, alone = numbers(tmp_path / f"run/sweep/layer{layer}"), numbers(tmp_path / f"alone{layer}")
         torch.testing.assert_close(swept, alone, atol=1e-6, rtol=1e-5)
         assert alone.abs().max() > 0.1
+
+
+def test_a_policy_that_breaks_in_the_second_update_is_frozen_where_the_step_began(tmp_path, monkeypatch):
+    write_run(tmp_path, rewards=("vowels",))
+    checkpoint(tmp_path / "model", "gpt2")
+    monkeypatch.chdir(tmp_path)
+    sweep = (*TWO, "--model.dtype", "float64", "--model.layers", "all", "--sweep.layers", "[0, 2]")
+    assert fit(*sweep, "--run_dir", "whole") == 0
+    assert fit(*sweep, "--run_dir", "one", "--trainer.max_steps", "1") == 0
+    calls, real = [], RLOO.loss
+
+    def loss(self, *given, **more):
+        calls.append(1)  # two updates a step, of a micro-batch and two policies each
+        return real(self, *given, **more) * (float("nan") if len(calls) == 8 else 1.0)
+
+    monkeypatch.setattr(RLOO, "loss", loss)
+    assert fit(*sweep) == 0
+    assert torch.equal(numbers(tmp_path / "run/sweep/layer2"), numbers(tmp_path / "one/sweep/layer2"))
+    others = [numbers(tmp_path / run / "sweep/layer0") for run in ("run", "whole")]
+    torch.testing.assert_close(*others, atol=1e-6, rtol=1e-5)
+
+
+def test_what_could_not_be_taken_back_is_refused(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path, rewards=("vowels",))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(update_room, "MOST_KEPT", 63)
+    assert fit(*TWO) == 2
+    assert "model.minibatches 2 needs a copy of what is trained" in capsys.readouterr().err
